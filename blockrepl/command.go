@@ -1,0 +1,74 @@
+package blockrepl
+
+// PromoteRequest is the body of POST /v1/volumes/{name}/promote, asked of the
+// server that shall become master.
+type PromoteRequest struct {
+	DryRun        bool `json:"dry_run"`
+	OldMasterDead bool `json:"old_master_dead"` // the operator asserts it
+	AcceptLoss    bool `json:"accept_loss"`
+}
+
+// PromoteReport is its answer, and what --dry-run prints.
+type PromoteReport struct {
+	Volume    string          `json:"volume"`
+	Candidate string          `json:"candidate"`
+	Graceful  bool            `json:"graceful"` // the old master answers and steps down itself
+	Allowed   bool            `json:"allowed"`
+	Needs     string          `json:"needs"` // the flag without which it is refused, or ""
+	Reason    string          `json:"reason"`
+	Servers   []PromoteServer `json:"servers"`
+	// MissingFirst..MissingLast are the numbers that could be lost, as far as
+	// anyone who answers knows; 0 when nothing can be missing.
+	MissingFirst   uint64  `json:"missing_first"`
+	MissingLast    uint64  `json:"missing_last"`
+	MissingSeconds float64 `json:"missing_seconds"`
+	MissingBytes   int64   `json:"missing_bytes"`
+	Epoch          string  `json:"epoch"` // of the new mastership; "" for a dry run
+}
+
+// PromoteServer is one line of the report.
+type PromoteServer struct {
+	Server  string `json:"server"`
+	Answers bool   `json:"answers"`
+	Role    string `json:"role"`
+	Last    uint64 `json:"last"`
+	Epoch   string `json:"epoch"`
+	InSync  bool   `json:"in_sync"` // in the newest state that anyone who answers knows
+}
+
+// ForgetRequest is the body of POST /v1/volumes/{name}/forget, asked of the master.
+type ForgetRequest struct {
+	Server string `json:"server"`
+	Force  bool   `json:"force"` // although no majority of the members can note it
+}
+
+// ForgetReport is its answer. Warning names the server that must not be promoted now.
+type ForgetReport struct {
+	Volume  string   `json:"volume"`
+	InSync  []string `json:"in_sync"`
+	Warning string   `json:"warning"`
+}
+
+// ResolveRequest is the body of POST /v1/volumes/{name}/resolve, asked of the
+// server whose side is kept.
+type ResolveRequest struct {
+	Keep string `json:"keep"`
+}
+
+// ResizeRequest is the body of POST /v1/volumes/{name}/resize, asked of any server.
+type ResizeRequest struct {
+	SizeBytes int64 `json:"size_bytes"`
+}
+
+// VerifyRequest is the body of POST /v1/volumes/{name}/verify: compares this
+// server's image with the master's at a fixed number.
+type VerifyRequest struct {
+	Repair bool `json:"repair"`
+}
+
+// CommandError is the JSON body of every answer that is not 2xx.
+type CommandError struct {
+	Error string `json:"error"` // one line
+	Next  string `json:"next"`  // what the operator can do, or ""
+	Code  string `json:"code"`  // refused, not-found, timeout, split-brain, bad-request
+}

@@ -1,0 +1,2 @@
+// Package blockrepl replicates volumes between servers.
+package blockrepl
