@@ -35,6 +35,12 @@ type State struct {
 	Keep       int64 // bytes of kept records for servers that are away
 	UUID       record.VolumeID
 	Name       string
+	// Forced: the operator (or "continue") made this state although no majority
+	// of the members could note it.
+	Forced bool
+	// Overruled: states of epochs below this lost a split brain by the
+	// operator's decision.
+	Overruled record.Epoch
 }
 
 // EpochStart is one line of the epoch history, which is never trimmed.
@@ -95,6 +101,7 @@ type Prepare struct {
 	Epoch   record.Epoch
 	State   State // the newest the candidate knows
 	Resolve bool  // the operator chose this side of a split brain
+	Loss    bool  // the operator accepts that writes may be lost
 }
 
 // Promise answers Prepare, after the promise is durable.
