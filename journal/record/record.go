@@ -63,12 +63,16 @@ func ParseServerID(s string) (ServerID, error) {
 		return id, fmt.Errorf("server id %q: must have 1 to %d characters", s, len(id))
 	}
 	for _, c := range []byte(s) {
-		if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-') {
+		if !validIDByte(c) {
 			return id, fmt.Errorf("server id %q: only a-z, 0-9 and - are allowed", s)
 		}
 	}
 	copy(id[:], s)
 	return id, nil
+}
+
+func validIDByte(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-'
 }
 
 // MustServerID is ParseServerID for constants; it panics on a bad id.
@@ -222,6 +226,30 @@ const (
 	KindMark    Kind = 7 // attachment table: an identity attached or detached; payload says which
 )
 
+// String gives the kind's name, as people and JSON see it.
+func (k Kind) String() string {
+	switch k {
+	case KindWrite:
+		return "write"
+	case KindZero:
+		return "zero"
+	case KindTrim:
+		return "trim"
+	case KindMembers:
+		return "members"
+	case KindEpoch:
+		return "epoch"
+	case KindResize:
+		return "resize"
+	case KindMark:
+		return "mark"
+	}
+	return "kind-" + strconv.Itoa(int(k))
+}
+
+// ChangesImage reports whether records of this kind change bytes of the image.
+func (k Kind) ChangesImage() bool { return k == KindWrite || k == KindZero || k == KindTrim }
+
 // Codec is how the payload is stored.
 type Codec uint8
 
@@ -231,6 +259,19 @@ const (
 	CodecS2   Codec = 1
 	CodecZstd Codec = 2 // decoded, never written yet
 )
+
+// String gives the codec's name.
+func (c Codec) String() string {
+	switch c {
+	case CodecNone:
+		return "none"
+	case CodecS2:
+		return "s2"
+	case CodecZstd:
+		return "zstd"
+	}
+	return "codec-" + strconv.Itoa(int(c))
+}
 
 // Header is the decoded header of a record.
 type Header struct {
@@ -255,13 +296,16 @@ type Header struct {
 // Pos is the record's place in the history.
 func (h *Header) Pos() Pos { return Pos{h.Seq, h.Sum} }
 
-// Extent is the byte range that the record changes.
+// Extent is the byte range that the record changes; meaningful where
+// Kind.ChangesImage.
 func (h *Header) Extent() Extent { return Extent{h.Offset, h.Offset + h.Length} }
 
 // Record is one update: its header, and the bytes that journal and wire carry.
+// A sealed record may be read by any number of goroutines at once.
 //
 // Invariant: once sealed, Raw is the encoded header followed by Stored bytes of
-// payload, and is never written again.
+// payload, and is never written again. Before, it is a draft: Seq is 0 and the
+// first HeaderSize bytes of Raw are undefined.
 type Record struct {
 	Header
 	Raw []byte
