@@ -1,0 +1,93 @@
+package nbd
+
+import (
+	"net"
+	"strconv"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// writev writes the pieces of iov.
+func writev(fd uintptr, iov []unix.Iovec) (int, syscall.Errno) {
+	n, _, e := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	return int(n), e
+}
+
+// rawConn gives the socket under conn, or nil if it has none (a pipe).
+func rawConn(conn net.Conn) syscall.RawConn {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+// peek asks the kernel about one socket. Pooled, because the closure would be an allocation for every write request.
+type peek struct {
+	fn   func(fd uintptr)
+	gone bool
+	pfd  [1]unix.PollFd
+}
+
+var peeks = sync.Pool{New: func() any {
+	p := &peek{}
+	p.fn = func(fd uintptr) {
+		// RDHUP is set as soon as the peer's FIN is in, even with data before it unread: exactly the case of a server
+		// that was stopped and finds requests of a client that has long moved on. A peer that closes only its sending
+		// side is taken for gone as well: NBD has no half-open connections.
+		p.pfd[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLRDHUP}
+		n, err := unix.Poll(p.pfd[:], 0)
+		p.gone = err == nil && n > 0
+	}
+	return p
+}}
+
+// peerGone reports whether the peer of raw has closed the connection, or the connection has failed.
+func peerGone(raw syscall.RawConn) bool {
+	p := peeks.Get().(*peek)
+	defer peeks.Put(p)
+	p.gone = false
+	if err := raw.Control(p.fn); err != nil {
+		return true // closed on our side
+	}
+	return p.gone
+}
+
+// peerAddr names the other end without its port: the host, or "unix:uid=N" by the kernel's word, or "".
+func peerAddr(conn net.Conn, raw syscall.RawConn) string {
+	switch a := conn.RemoteAddr().(type) {
+	case *net.TCPAddr:
+		ip := a.AddrPort().Addr().Unmap()
+		return ip.String()
+	case *net.UnixAddr:
+		if raw == nil {
+			return "unix"
+		}
+		var cred *unix.Ucred
+		var err error
+		if e := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); e != nil || err != nil {
+			return "unix"
+		}
+		return "unix:uid=" + strconv.FormatUint(uint64(cred.Uid), 10)
+	case nil:
+		return ""
+	default:
+		return a.String()
+	}
+}
+
+// tune prepares an accepted socket: replies leave at once, and a peer that vanished is noticed in about half a minute.
+func tune(conn net.Conn) {
+	if t, ok := conn.(*net.TCPConn); ok {
+		// Errors mean that the connection is already dead; the first read will say so.
+		_ = t.SetNoDelay(true)
+		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount})
+	}
+}
