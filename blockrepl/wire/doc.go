@@ -100,7 +100,7 @@
 //	20 Query          u64 id
 //	21 HashQuery      epoch, u64 id, size offset, size block, size length, list(u64) hashes
 //	22 ExtentData     epoch, u64 id, size offset, size length, u64 applied,
-//	                  list(size offset, size length, flag zero, enum codec, blob data)
+//	                  list(size offset, size length, flag zero, enum codec, blob data) chunks
 //	23 Leaving        text reason, flag failed, flag restart
 //
 // Annotated examples of every frame are in testdata. A state that is kept (in a

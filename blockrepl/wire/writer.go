@@ -18,7 +18,7 @@ type Writer struct {
 	done  int
 	bufs  [][]byte
 	n     int
-	raws  [][]byte // scratch for Add
+	c     coder // of the current Add; kept for its list of records
 }
 
 // Add appends m as a frame about the volume named by tag. ErrTooLarge if it
@@ -26,11 +26,10 @@ type Writer struct {
 // unchanged until Reset.
 func (w *Writer) Add(tag uint64, m Message) error {
 	start := len(w.heads)
-	c := coder{enc: true, b: append(w.heads, make([]byte, HeaderSize)...), raws: w.raws[:0]}
-	err := c.encode(m)
-	w.raws = c.raws
-	if err != nil {
-		clear(w.raws)
+	c := &w.c
+	*c = coder{enc: true, b: append(w.heads, make([]byte, HeaderSize)...), raws: c.raws[:0]}
+	defer func() { clear(c.raws) }()
+	if err := c.encode(m); err != nil {
 		return err
 	}
 	w.heads = c.b
@@ -45,7 +44,6 @@ func (w *Writer) Add(tag uint64, m Message) error {
 	if len(c.raws) > 0 {
 		w.cut()
 		w.bufs = append(w.bufs, c.raws...)
-		clear(w.raws)
 	}
 	return nil
 }
@@ -81,7 +79,7 @@ func (w *Writer) AppendTo(dst []byte) []byte {
 // Reset forgets all frames and the records in them.
 func (w *Writer) Reset() {
 	clear(w.bufs)
-	w.bufs, w.heads, w.raws = w.bufs[:0], w.heads[:0], w.raws[:0]
+	w.bufs, w.heads = w.bufs[:0], w.heads[:0]
 	w.done, w.n = 0, 0
 	if cap(w.heads) > keepHead {
 		w.heads = nil
@@ -89,7 +87,8 @@ func (w *Writer) Reset() {
 	if cap(w.bufs) > keepBuffers {
 		w.bufs = nil
 	}
-	if cap(w.raws) > keepBuffers {
-		w.raws = nil
+	w.c.b = nil
+	if cap(w.c.raws) > keepBuffers {
+		w.c.raws = nil
 	}
 }
