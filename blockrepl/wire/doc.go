@@ -67,7 +67,7 @@
 //	state    u64 number, epoch, server master, list(server, uuid incarnation) in-sync,
 //	         list(server) members, size, enum on-degraded, flag shared, size keep,
 //	         uuid volume, text name, flag forced, epoch overruled
-//	start    epoch, pos first, u64 base number                      (40 bytes)
+//	start    epoch, pos first, u64 base number, flag loss           (41 bytes)
 //	memory   server, uuid incarnation, epoch, pos durable           (56 bytes)
 //
 // And these the messages:
@@ -80,7 +80,7 @@
 //	 2 Prepare        epoch, state, flag resolve, flag loss
 //	 3 Promise        epoch, flag ok, text reason, Greeting
 //	 4 Join           epoch, state, list(start) history, pos match, flag resync,
-//	                  u64 last, u64 commit
+//	                  u64 last, u64 commit, blob table
 //	 5 Joined         epoch, flag ok, text reason, pos last, flag resync
 //	 6 Append         epoch, u64 commit, u64 floor, u32 count; records
 //	 7 Ack            epoch, uuid incarnation, pos durable, u64 applied, i64 free,

@@ -33,6 +33,7 @@ func (h *EpochStart) fields(c *coder) {
 	c.epoch("history epoch", &h.Epoch)
 	c.pos("history first", &h.First)
 	c.u64("history base", &h.BaseNumber)
+	c.flag("history loss", &h.Loss)
 }
 
 func (m *Memory) fields(c *coder) {
@@ -43,7 +44,7 @@ func (m *Memory) fields(c *coder) {
 }
 
 func (c *coder) history(v *[]EpochStart) {
-	list(c, "history", v, MaxHistory, 40, func(c *coder, h *EpochStart) { h.fields(c) })
+	list(c, "history", v, MaxHistory, 41, func(c *coder, h *EpochStart) { h.fields(c) })
 }
 
 func (c *coder) memory(v *[]Memory) {
@@ -94,6 +95,7 @@ func (m *Join) fields(c *coder) {
 	c.flag("resync", &m.Resync)
 	c.seq("last", &m.Last)
 	c.seq("commit", &m.Commit)
+	c.blob("table", &m.Table)
 }
 
 func (m *Joined) fields(c *coder) {

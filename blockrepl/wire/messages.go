@@ -50,6 +50,8 @@ type EpochStart struct {
 	// BaseNumber is State.Number of the previous epoch on which this one was
 	// built. A state of that epoch with a higher number is not our ancestor.
 	BaseNumber uint64
+	// Loss: the operator accepted that committed writes may be missing.
+	Loss bool
 }
 
 // Memory is what one server remembers of another: the highest durable position
@@ -122,6 +124,9 @@ type Join struct {
 	Resync  bool       // drop the journal, begin after Match, copy the extents
 	Last    record.Seq // the line of rule 8: forwards of older links are numbered up to here or never
 	Commit  record.Seq
+	// Table is, with Resync, the attachment table and size at Match (package
+	// replica says how it is encoded).
+	Table []byte
 }
 
 // Joined answers Join after it is durable.

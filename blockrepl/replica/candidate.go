@@ -1,0 +1,444 @@
+package replica
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// candidate is a server that asks for promises (rules 2 and 3).
+type candidate struct {
+	kind    candidacy
+	epoch   record.Epoch
+	base    wire.State // the newest state known to anyone who answered
+	own     bool       // our own promise is durable
+	pledges []pledge   // ascending by server
+	exclude []record.ServerID
+	command uint64 // the Promote or Resolve to answer
+
+	asserted bool // the operator says that the old master is dead, or it stepped down itself
+	loss     bool
+	resolve  bool
+	wait     Time // not before: our own lease to the old master
+	until    Time // promoting: who has not promised by then is left out
+	asked    Time // when promises were last asked for
+	give     Time // then the candidacy of a command fails
+}
+
+// pledge is a promise that was given to us.
+type pledge struct {
+	id       record.ServerID
+	greeting wire.Greeting
+}
+
+type candidacy uint8
+
+const (
+	creating   candidacy = iota + 1 // the volume comes into being
+	restarting                      // the state's master started again, or was fenced by an unused promise
+	promoting                       // the operator asked for it
+)
+
+func (k candidacy) String() string {
+	return [...]string{"", "creating", "restarting", "promoting"}[k]
+}
+
+// mayCreate makes the volume when every member is there and says that it has
+// never seen it (rule 1).
+func (r *Replica) mayCreate() {
+	if !r.blank() || r.role != wire.RoleSlave || r.cfg.First != r.cfg.Self || !r.hard.Promised.IsZero() && r.hard.Promised.Server != r.cfg.Self {
+		return
+	}
+	for _, p := range r.peers {
+		if p.greeting == nil || !p.greeting.UUID.IsZero() || p.greeting.Size != r.cfg.Create.Size {
+			return
+		}
+	}
+	base := r.cfg.Create
+	base.Number, base.Epoch, base.InSync = 0, record.Epoch{}, nil
+	r.candidate(&candidate{kind: creating, base: base})
+}
+
+// mayRestart takes a new epoch when the state names this server master.
+func (r *Replica) mayRestart() {
+	base := r.hard.State
+	if p := r.hard.Proposed; p != nil && newer(p, &base) {
+		base = *p // its outcome is not known; every commit waited for both sets
+	}
+	m, ok := member(&base, r.cfg.Self)
+	if r.role != wire.RoleSlave || r.blank() || base.Master != r.cfg.Self || !ok || m.Incarnation != r.cfg.Incarnation ||
+		r.forgot != "" || r.hard.Resync != nil || r.deposed(&base) || !r.splitBy.IsZero() {
+		return
+	}
+	r.candidate(&candidate{kind: restarting, base: base, wait: r.born.Add(r.cfg.PeerTimeout / 2)})
+}
+
+// deposed reports whether a peer knows a newer state than base.
+func (r *Replica) deposed(base *wire.State) bool {
+	for _, p := range r.peers {
+		if p.greeting != nil && newer(&p.greeting.State, base) && base.Epoch.Less(p.greeting.State.Epoch) {
+			return true
+		}
+	}
+	return false
+}
+
+// restart takes a new epoch for a mastership that cannot go on in its own.
+func (r *Replica) restart() {
+	base := r.hard.State
+	if r.m != nil && r.m.change != nil {
+		base = r.m.change.state
+		if id := r.m.change.command; id != 0 {
+			r.result(Result{ID: id, Err: fmt.Errorf("%w: the master takes a new epoch; try again", ErrRefused)})
+		}
+	}
+	r.m = nil
+	r.role = wire.RoleSlave
+	r.candidate(&candidate{kind: restarting, base: base})
+}
+
+// candidate begins a candidacy: first our own promise, durable.
+func (r *Replica) candidate(c *candidate) {
+	counter := max(r.hard.Promised.Counter, r.hard.State.Epoch.Counter, c.base.Epoch.Counter)
+	for _, p := range r.peers {
+		if p.greeting != nil {
+			counter = max(counter, p.greeting.Promised.Counter, p.greeting.State.Epoch.Counter)
+		}
+	}
+	c.epoch = record.Epoch{Counter: counter + 1, Server: r.cfg.Self}
+	c.until = r.now.Add(r.cfg.PeerTimeout)
+	c.give = r.now.Add(5 * r.cfg.PeerTimeout)
+	r.role, r.c, r.m = wire.RoleCandidate, c, nil
+	r.s = slave{}
+	r.reads.lost()
+	r.stopResync()
+	for _, p := range r.peers {
+		p.joined, p.joining, p.admitting, p.lease = false, false, false, 0
+	}
+	r.hard.Promised = c.epoch
+	r.note("asking for promises", "epoch", c.epoch.String(), "why", c.kind.String())
+	epoch := c.epoch
+	r.saveHard(func() {
+		if r.c != nil && r.c.epoch == epoch {
+			r.c.own = true
+		}
+	})
+	for _, p := range r.peers {
+		if p.greeting != nil {
+			r.askPromise(p)
+		}
+	}
+}
+
+func (r *Replica) askPromise(p *peer) {
+	r.send(p, &wire.Prepare{Epoch: r.c.epoch, State: r.c.base, Resolve: r.c.resolve, Loss: r.c.loss})
+}
+
+// greetedCandidate asks a server for its promise, unless it knows a mastership
+// that began after the one that would be restarted.
+func (r *Replica) greetedCandidate(p *peer, g *wire.Greeting) {
+	c := r.c
+	if c.kind == restarting && c.base.Epoch.Less(g.State.Epoch) && g.State.Master != r.cfg.Self {
+		r.stepDown(fmt.Sprintf("server %v knows epoch %v", p.id, g.State.Epoch))
+		return
+	}
+	r.askPromise(p)
+}
+
+// onPrepare gives or refuses a promise. Once it is given nothing of an older
+// epoch is accepted here; it is durable before it is said.
+func (r *Replica) onPrepare(p *peer, q *wire.Prepare) {
+	if why := r.refusal(p, q); why != "" {
+		r.send(p, &wire.Promise{Epoch: q.Epoch, Reason: why, Greeting: *r.greeting()})
+		return
+	}
+	if r.hard.Promised.Less(q.Epoch) {
+		if r.role != wire.RoleSlave {
+			r.stepDown(fmt.Sprintf("server %v takes epoch %v", p.id, q.Epoch))
+		}
+		r.leaveMaster()
+		r.hard.Promised = q.Epoch
+		r.note("promised", "epoch", q.Epoch.String(), "to", p.id.String())
+	}
+	session := p.session
+	r.saveHard(func() {
+		if p.session == session && r.hard.Promised == q.Epoch {
+			r.send(p, &wire.Promise{Epoch: q.Epoch, OK: true, Greeting: *r.greeting()})
+		}
+	})
+}
+
+// refusal says why a promise is not given, or "".
+func (r *Replica) refusal(p *peer, q *wire.Prepare) string {
+	switch {
+	case q.Epoch.Server != p.id:
+		return fmt.Sprintf("epoch %v is not %v's to take", q.Epoch, p.id)
+	case q.Epoch.Less(r.hard.Promised):
+		return fmt.Sprintf("epoch %v is promised already", r.hard.Promised)
+	case q.Epoch.Counter == r.hard.Promised.Counter && q.Epoch != r.hard.Promised:
+		return fmt.Sprintf("counter %d is taken by %v", q.Epoch.Counter, r.hard.Promised.Server)
+	case r.blank() && q.State.Epoch.IsZero() && q.State.Size != r.cfg.Create.Size:
+		return fmt.Sprintf("the volume has %d bytes there, %d here: make the configurations equal", q.State.Size, r.cfg.Create.Size)
+	case !r.blank() && q.State.Epoch.IsZero():
+		return fmt.Sprintf("the volume exists here, in epoch %v", r.hard.State.Epoch)
+	case !r.blank() && q.State.UUID != r.hard.State.UUID:
+		return fmt.Sprintf("the volume of this name here is %v, not %v", r.hard.State.UUID, q.State.UUID)
+	case q.Resolve:
+		return ""
+	case !r.splitBy.IsZero() && r.splitBy == p.id:
+		return "split brain: resolve it first"
+	case q.State.Epoch.Less(r.hard.State.Epoch) && !q.Loss:
+		return fmt.Sprintf("epoch %v has begun since the candidate's %v", r.hard.State.Epoch, q.State.Epoch)
+	case newer(&r.hard.State, &q.State) && !inSync(&r.hard.State, p.id) && !q.Loss:
+		return fmt.Sprintf("state %d of epoch %v excludes it", r.hard.State.Number, r.hard.State.Epoch)
+	}
+	return ""
+}
+
+// onPromise counts a promise, or learns why there is none.
+func (r *Replica) onPromise(p *peer, m *wire.Promise) {
+	g := m.Greeting
+	p.greeting, p.incarnation = &g, g.Incarnation
+	c := r.c
+	if c == nil || m.Epoch != c.epoch {
+		return
+	}
+	if !m.OK {
+		r.refused(p, m)
+		return
+	}
+	i, found := slices.BinarySearchFunc(c.pledges, p.id, func(a pledge, id record.ServerID) int { return a.id.Compare(id) })
+	if found {
+		c.pledges[i].greeting = g
+	} else {
+		c.pledges = slices.Insert(c.pledges, i, pledge{p.id, g})
+	}
+	r.newBase(&g.State)
+}
+
+// newBase builds on the newest state that anyone knows. A server that it
+// excludes may not become master.
+func (r *Replica) newBase(st *wire.State) {
+	c := r.c
+	if c.resolve || !newer(st, &c.base) {
+		return
+	}
+	if !inSync(st, r.cfg.Self) && !c.loss {
+		r.stepDown(fmt.Sprintf("state %d of epoch %v excludes this server", st.Number, st.Epoch))
+		return
+	}
+	c.base = *st
+}
+
+// refused learns from a refusal: a higher counter is needed, or the candidacy is over.
+func (r *Replica) refused(p *peer, m *wire.Promise) {
+	c := r.c
+	st := &m.Greeting.State
+	switch {
+	case newer(st, &c.base) && !inSync(st, r.cfg.Self) && !c.loss && !c.resolve:
+		r.stepDown(fmt.Sprintf("server %v: %s", p.id, m.Reason))
+	case c.kind == restarting && newer(st, &c.base) && st.Master != r.cfg.Self:
+		r.stepDown(fmt.Sprintf("server %v knows epoch %v", p.id, st.Epoch))
+	case newer(st, &c.base) && c.base.Epoch.Less(st.Epoch) && !c.loss:
+		c.base = *st
+		for _, p := range r.peers {
+			if p.greeting != nil {
+				r.askPromise(p)
+			}
+		}
+	case c.epoch.Compare(m.Greeting.Promised) <= 0:
+		again := *c
+		again.pledges, again.own = nil, false
+		r.candidate(&again)
+	case c.command != 0:
+		r.stepDown(fmt.Sprintf("server %v refuses: %s", p.id, m.Reason))
+	default:
+		r.setState(p, Probe, "it refuses the promise: "+m.Reason)
+	}
+}
+
+// leaveMaster stops following whoever is followed now.
+func (r *Replica) leaveMaster() {
+	r.s.joined = false
+	r.reads.lost()
+	r.stopResync()
+}
+
+func (c *candidate) pledge(id record.ServerID) *wire.Greeting {
+	for i := range c.pledges {
+		if c.pledges[i].id == id {
+			return &c.pledges[i].greeting
+		}
+	}
+	return nil
+}
+
+// counts reports whether a server's promise may stand for the journal that the
+// state says it has.
+func (r *Replica) counts(id record.ServerID) bool {
+	g := r.c.pledge(id)
+	if g == nil {
+		return false
+	}
+	m, ok := member(&r.c.base, id)
+	return ok && m.Incarnation == g.Incarnation && !g.Resyncing && r.amnesia(g, id) == ""
+}
+
+// tryElect begins the epoch when enough promises are there.
+func (r *Replica) tryElect() {
+	c := r.c
+	if !c.own {
+		return
+	}
+	var set []wire.Member
+	switch c.kind {
+	case creating:
+		set = r.createSet()
+	case restarting:
+		set = r.restartSet()
+	case promoting:
+		set = r.promoteSet()
+	}
+	if set == nil {
+		if c.command != 0 && r.now >= c.give {
+			r.giveUp()
+		}
+		return
+	}
+	base := c.base
+	st := base
+	st.Number++
+	st.InSync = set
+	st.Forced = len(set) < majority(len(st.Members)) && len(st.Members) > 1
+	if c.resolve {
+		st.Overruled = c.epoch
+	}
+	command, epoch := c.command, c.epoch
+	r.hard.Proposed = nil
+	r.beginEpoch(epoch, st, base.Number, c.loss)
+	if command != 0 {
+		r.g.done(r, command, epoch)
+	}
+}
+
+func (r *Replica) giveUp() {
+	c := r.c
+	var silent []record.ServerID
+	for _, m := range c.base.InSync {
+		if m.ID != r.cfg.Self && !r.counts(m.ID) {
+			silent = append(silent, m.ID)
+		}
+	}
+	r.result(Result{ID: c.command, Err: fmt.Errorf("%w: promote to epoch %v: no promise from %s", ErrTimeout, c.epoch, names(silent))})
+	c.command = 0
+	r.stepDown("no promises in time")
+}
+
+// createSet is every member, blank, or nil.
+func (r *Replica) createSet() []wire.Member {
+	set := []wire.Member{{ID: r.cfg.Self, Incarnation: r.cfg.Incarnation}}
+	for _, p := range r.peers {
+		g := r.c.pledge(p.id)
+		if g == nil || !g.UUID.IsZero() || p.session == 0 {
+			return nil
+		}
+		set = append(set, wire.Member{ID: p.id, Incarnation: g.Incarnation})
+	}
+	slices.SortFunc(set, func(a, b wire.Member) int { return a.ID.Compare(b.ID) })
+	return set
+}
+
+// restartSet is the whole in-sync set but what the operator excluded, or nil
+// while one is missing: a restart gives the master no right to shrink the set.
+func (r *Replica) restartSet() []wire.Member {
+	c := r.c
+	alone := len(c.base.InSync) == 1
+	if alone && r.now < c.wait && !r.allGreeted() {
+		r.wake(c.wait)
+		return nil
+	}
+	var set []wire.Member
+	pledged := 1
+	for _, p := range r.peers {
+		if c.pledge(p.id) != nil {
+			pledged++
+		}
+	}
+	for _, m := range c.base.InSync {
+		switch {
+		case m.ID == r.cfg.Self, r.counts(m.ID):
+			set = append(set, m)
+		case !contains(c.exclude, m.ID):
+			return nil
+		}
+	}
+	if pledged < majority(len(c.base.Members)) && !c.base.Forced && len(c.exclude) == 0 {
+		return nil
+	}
+	return set
+}
+
+func (r *Replica) allGreeted() bool {
+	for _, p := range r.peers {
+		if p.greeting == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// promoteSet is those of the in-sync set that promised, once every one that has
+// a link did, or the time is over.
+func (r *Replica) promoteSet() []wire.Member {
+	c := r.c
+	if r.now < c.wait {
+		r.wake(c.wait)
+		return nil
+	}
+	set := []wire.Member{{ID: r.cfg.Self, Incarnation: r.cfg.Incarnation}}
+	for _, p := range r.peers {
+		if c.pledge(p.id) == nil && p.session != 0 && p.greeting != nil && p.state != Down && r.now < c.until {
+			r.wake(c.until)
+			return nil
+		}
+		if r.counts(p.id) && !c.loss {
+			m, _ := member(&c.base, p.id)
+			set = append(set, m)
+		}
+	}
+	if !c.asserted && !c.loss && !c.resolve && len(c.pledges)+1 < provable(len(c.base.Members)) {
+		return nil
+	}
+	slices.SortFunc(set, func(a, b wire.Member) int { return a.ID.Compare(b.ID) })
+	return set
+}
+
+// unresolved re-reads the split brain mark after our own state changed.
+func (r *Replica) unresolved() {
+	if r.splitBy.IsZero() {
+		return
+	}
+	p := r.peer(r.splitBy)
+	if p == nil || p.greeting == nil || !splitBrain(r.hard.History, &r.hard.State, p.greeting.History, &p.greeting.State) {
+		r.splitBy = record.ServerID{}
+	}
+}
+
+// resolve keeps this server's side of a split brain: a new epoch that overrules
+// every older state. The losers' own records are set aside when they join.
+func (r *Replica) resolve(ev Resolve) {
+	if r.splitBy.IsZero() {
+		r.refuse(ev.ID, "there is no split brain here")
+		return
+	}
+	if r.role == wire.RoleCandidate {
+		r.refuse(ev.ID, "a promotion is under way")
+		return
+	}
+	base := r.hard.State
+	r.m = nil
+	r.splitBy = record.ServerID{}
+	r.candidate(&candidate{kind: promoting, base: base, command: ev.ID, asserted: true, loss: true, resolve: true})
+}

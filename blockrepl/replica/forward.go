@@ -1,0 +1,553 @@
+package replica
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Comes from: Open, Submit and Gone of local clients, Forward of slaves. Does:
+// gives each connection an attachment, each change of an old generation the
+// refusal it needs, and each other change its number or its way to the master.
+// Goes to: master.go (number), or out as Forward; back by found.
+
+// forwarding is the changes of local clients under way.
+type forwarding struct {
+	next  uint64 // operation numbers given so far
+	links uint64 // links to masters so far
+	conns []*conn
+	atts  []*attachment
+	held  []*Op         // wait for a master
+	sent  map[opKey]*Op // forwarded or numbered, not completed
+	found []*Op         // numbered: ascending by seq
+	out   []*record.Record
+}
+
+// conn is one connection of a client that may write.
+type conn struct {
+	id  uint64
+	att *attachment
+}
+
+// attachment is the connections of one client to this server.
+type attachment struct {
+	identity string
+	token    uint64
+	takeover bool
+	gen      uint64 // number of its attach record; 0 until that is applied here
+	asking   bool   // its attach record is under way
+	ended    bool   // a newer generation was heard, or the last connection ended
+	conns    int
+	waiting  []*Op // until gen is known
+}
+
+// open joins a connection to its attachment. A newer token begins a new one; the
+// volume is taken only by the first write.
+func (r *Replica) open(ev Open) {
+	id := ev.Identity
+	if len(id) > identityMax {
+		id = id[:identityMax]
+	}
+	for _, a := range r.f.atts {
+		if a.identity == id && a.token == ev.Token && !a.ended {
+			a.conns++
+			a.takeover = a.takeover || ev.Takeover
+			r.f.conns = append(r.f.conns, &conn{ev.Conn, a})
+			return
+		}
+	}
+	a := &attachment{identity: id, token: ev.Token, takeover: ev.Takeover, conns: 1}
+	r.f.atts = append(r.f.atts, a)
+	r.f.conns = append(r.f.conns, &conn{ev.Conn, a})
+}
+
+func (r *Replica) conn(id uint64) *conn {
+	for _, c := range r.f.conns {
+		if c.id == id {
+			return c
+		}
+	}
+	return nil
+}
+
+// gone ends a connection. What it had sent and nobody numbered is discarded.
+func (r *Replica) gone(id uint64) {
+	i := slices.IndexFunc(r.f.conns, func(c *conn) bool { return c.id == id })
+	if i < 0 {
+		return
+	}
+	c := r.f.conns[i]
+	r.f.conns = slices.Delete(r.f.conns, i, i+1)
+	drop := func(op *Op) bool { return op.Conn == id && op.att != nil }
+	c.att.waiting = slices.DeleteFunc(c.att.waiting, drop)
+	r.f.held = slices.DeleteFunc(r.f.held, drop)
+	c.att.conns--
+	if c.att.conns == 0 {
+		r.detach(c.att)
+	}
+}
+
+// detach ends an attachment whose last connection ended: the volume is free for
+// another identity.
+func (r *Replica) detach(a *attachment) {
+	r.f.atts = slices.DeleteFunc(r.f.atts, func(b *attachment) bool { return a == b })
+	if a.ended || a.gen == 0 && !a.asking {
+		a.ended = true
+		return
+	}
+	a.ended = true
+	if a.gen == 0 {
+		return // ended when its attach record is found (attached)
+	}
+	rec := record.NewState(record.KindMark, mark{Detach: true}.encode())
+	r.route(&Op{Rec: rec, key: opKey{attachment: a.gen}})
+}
+
+// submit takes local clients' changes.
+func (r *Replica) submit(ops []*Op) {
+	for _, op := range ops {
+		c := r.conn(op.Conn)
+		if c == nil {
+			continue // the connection ended
+		}
+		a := c.att
+		op.att = a
+		switch {
+		case a.ended:
+			r.out.Abort = append(r.out.Abort, Abort{op.Conn, "a newer attachment of this client was heard"})
+		case a.gen != 0:
+			op.key.attachment = a.gen
+			r.route(op)
+		default:
+			a.waiting = append(a.waiting, op)
+			r.attach(a)
+		}
+	}
+	r.sendForwards()
+}
+
+// attach asks for the attachment's generation: a record like any other, so that
+// it is ordered with the writes and outlives every master.
+func (r *Replica) attach(a *attachment) {
+	if a.asking {
+		return
+	}
+	a.asking = true
+	rec := record.NewState(record.KindMark, mark{Identity: a.identity, Token: a.token, Takeover: a.takeover}.encode())
+	r.route(&Op{Rec: rec, att: a})
+}
+
+// route numbers a change here, forwards it, or holds it while there is no master.
+func (r *Replica) route(op *Op) {
+	if op.key.operation == 0 {
+		r.f.next++
+		op.key.operation = r.f.next
+	}
+	op.Rec.Origin, op.Rec.Attachment, op.Rec.Operation = r.cfg.Self, op.key.attachment, op.key.operation
+	op.Rec.Volume = r.hard.State.UUID
+	switch {
+	case r.numbering():
+		r.numberLocal(op)
+	case r.role == wire.RoleSlave && r.s.joined:
+		op.stage, op.link = opForwarded, r.s.link
+		r.track(op)
+		op.Rec.SealDraft()
+		r.f.out = append(r.f.out, op.Rec)
+		r.count("forwards", 1)
+	default:
+		op.stage = opHeld
+		r.f.held = append(r.f.held, op)
+	}
+}
+
+func (r *Replica) track(op *Op) {
+	if r.f.sent == nil {
+		r.f.sent = map[opKey]*Op{}
+	}
+	r.f.sent[op.key] = op
+}
+
+// sendForwards sends what route collected, in one frame.
+func (r *Replica) sendForwards() {
+	if len(r.f.out) == 0 {
+		return
+	}
+	p := r.peer(r.s.master)
+	for len(r.f.out) > 0 {
+		n, bytes := 0, 0
+		for n < len(r.f.out) && (n == 0 || bytes+len(r.f.out[n].Raw) <= forwardBytesMax && n < forwardRecordsMax) {
+			bytes += len(r.f.out[n].Raw)
+			n++
+		}
+		r.s.index++
+		r.send(p, &wire.Forward{Epoch: r.hard.Following, Index: r.s.index, Records: r.f.out[:n:n]})
+		r.f.out = r.f.out[n:]
+	}
+	r.f.out = nil
+}
+
+// numberLocal numbers a local client's change as the master.
+func (r *Replica) numberLocal(op *Op) {
+	if code, why := r.admissible(op.Rec); code != 0 {
+		r.refuseOp(op, code, why)
+		return
+	}
+	r.track(op)
+	r.number(op.Rec)
+	r.foundOp(op, op.Rec.Seq)
+}
+
+// onForward takes what a slave's clients asked for. A frame out of turn ends the
+// link: the next one draws a line below which each is found or never comes.
+func (r *Replica) onForward(p *peer, f *wire.Forward) {
+	switch {
+	case r.role != wire.RoleMaster || !p.joined || f.Epoch != r.epoch():
+		return
+	case f.Index <= p.forwards:
+		r.count("forwards_duplicate", 1)
+		return
+	case f.Index != p.forwards+1:
+		r.closeLink(p, fmt.Sprintf("forward %d came after %d", f.Index, p.forwards))
+		return
+	}
+	p.forwards = f.Index
+	p.wants = true
+	if r.numbering() {
+		r.numberForward(p, f)
+		return
+	}
+	if len(r.m.early) >= earlyForwardsMax {
+		r.closeLink(p, "too many forwards while the master does not number")
+		return
+	}
+	r.m.early = append(r.m.early, early{p.id, p.session, f})
+}
+
+// numberForward numbers a slave's changes.
+func (r *Replica) numberForward(p *peer, f *wire.Forward) {
+	for _, rec := range f.Records {
+		if rec.Origin != p.id {
+			r.closeLink(p, fmt.Sprintf("it forwards a change of %v", rec.Origin))
+			return
+		}
+		if code, why := r.admissible(rec); code != 0 {
+			r.send(p, &wire.Refuse{Epoch: r.epoch(), Attachment: rec.Attachment, Operation: rec.Operation, Code: code, Reason: why})
+			continue
+		}
+		r.number(rec)
+	}
+}
+
+// numberEarly numbers what slaves forwarded before the master could.
+func (r *Replica) numberEarly() {
+	list := r.m.early
+	r.m.early = nil
+	for _, e := range list {
+		if p := r.peer(e.peer); p != nil && p.session == e.session && p.joined {
+			r.numberForward(p, e.frame)
+		}
+	}
+}
+
+// admissible decides whether a draft may be numbered now; zero: yes.
+func (r *Replica) admissible(rec *record.Record) (wire.Code, string) {
+	switch rec.Kind {
+	case record.KindMark:
+		return r.admissibleMark(rec)
+	case record.KindResize:
+		return 0, ""
+	case record.KindWrite, record.KindZero, record.KindTrim:
+	default:
+		return wire.CodeRange, fmt.Sprintf("kind %d is not a client's to ask for", rec.Kind)
+	}
+	if !r.numbered.live(rec.Attachment) {
+		return wire.CodeOldGeneration, fmt.Sprintf("generation %d is not the newest", rec.Attachment)
+	}
+	if rec.Offset < 0 || rec.Length < 0 || rec.Offset > r.numbered.Size-rec.Length {
+		return wire.CodeRange, fmt.Sprintf("extent %v of a volume of %d bytes", rec.Extent(), r.numbered.Size)
+	}
+	if !r.room(int64(len(rec.Raw))) {
+		return wire.CodeNoSpace, "an in-sync server has no room for it"
+	}
+	return 0, ""
+}
+
+// admissibleMark decides who may attach: the holder's own identity always, with
+// no older token; another when the volume is shared or free, when it takes over,
+// or when the server that the holder wrote through is away.
+func (r *Replica) admissibleMark(rec *record.Record) (wire.Code, string) {
+	m, err := decodeMark(rec)
+	if err != nil {
+		return wire.CodeRange, err.Error()
+	}
+	if m.Detach {
+		return 0, ""
+	}
+	if i, ok := r.numbered.find(m.Identity); ok {
+		e := &r.numbered.Entries[i]
+		if m.Token != 0 && m.Token < e.Token {
+			return wire.CodeOldGeneration, fmt.Sprintf("token %d is older than %d", m.Token, e.Token)
+		}
+	}
+	if r.hard.State.Shared || m.Takeover {
+		return 0, ""
+	}
+	if h := r.numbered.holder(); h != nil && h.Identity != m.Identity && !r.away(h.Server) {
+		return wire.CodeHeld, fmt.Sprintf("client %q holds the volume through server %v", h.Identity, h.Server)
+	}
+	return 0, ""
+}
+
+// away reports whether a server has been silent for peer_timeout.
+func (r *Replica) away(id record.ServerID) bool {
+	p := r.peer(id)
+	return p != nil && r.now.Sub(p.lastHeard) > r.cfg.PeerTimeout
+}
+
+// room keeps records that no in-sync server could store from being numbered
+// (rule 11): twice their bytes, for journal and image, beyond the reserve.
+func (r *Replica) room(n int64) bool {
+	if r.free-r.kept.above(r.durable)-2*n < spaceReserve {
+		return false
+	}
+	for _, p := range r.peers {
+		if p.joined && p.free > 0 && inSync(&r.hard.State, p.id) && p.free-r.kept.above(p.durable)-2*n < spaceReserve {
+			return false
+		}
+	}
+	return true
+}
+
+// tableChanged takes a numbered or received record into the table, and closes
+// local connections whose generation it ends.
+func (r *Replica) tableChanged(rec *record.Record) {
+	r.numbered.apply(rec, r.hard.State.Shared)
+	for _, a := range r.f.atts {
+		if a.gen != 0 && !a.ended && !r.numbered.live(a.gen) {
+			r.endAttachment(a, "a newer attachment was heard")
+		}
+	}
+}
+
+// endAttachment closes an attachment's connections without a reply and drops
+// what they still wait for. What was forwarded may yet be numbered by nobody:
+// the master's table refuses it.
+func (r *Replica) endAttachment(a *attachment, why string) {
+	a.ended = true
+	for _, c := range r.f.conns {
+		if c.att == a {
+			r.out.Abort = append(r.out.Abort, Abort{c.id, why})
+		}
+	}
+	a.waiting = nil
+	r.f.held = slices.DeleteFunc(r.f.held, func(op *Op) bool { return op.att == a })
+}
+
+// found notes that a change of ours has a number: it came back in the stream.
+func (r *Replica) found(rec *record.Record) {
+	if op := r.f.sent[opKey{rec.Attachment, rec.Operation}]; op != nil && op.stage != opNumbered {
+		r.foundOp(op, rec.Seq)
+	}
+}
+
+func (r *Replica) foundOp(op *Op, seq record.Seq) {
+	op.stage, op.seq = opNumbered, seq
+	r.f.found = append(r.f.found, op)
+}
+
+// unfind forgets numbers above last: their records were set aside.
+func (r *Replica) unfind(last record.Seq) {
+	n := len(r.f.found)
+	for n > 0 && r.f.found[n-1].seq > last {
+		n--
+		op := r.f.found[n]
+		op.seq, op.stage = 0, opForwarded
+	}
+	r.f.found = r.f.found[:n]
+}
+
+// completeThrough answers what is applied here.
+func (r *Replica) completeThrough(seq record.Seq) {
+	n := 0
+	for n < len(r.f.found) && r.f.found[n].seq <= seq {
+		op := r.f.found[n]
+		r.f.found[n] = nil
+		delete(r.f.sent, op.key)
+		op.stage = opDone
+		switch {
+		case op.Conn != 0:
+			r.out.Complete = append(r.out.Complete, Completion{Op: op})
+		case op.att != nil:
+			r.attached(op.att, op.seq)
+		default:
+			r.result(Result{ID: op.result})
+		}
+		n++
+	}
+	r.f.found = r.f.found[n:]
+}
+
+// attached gives the waiting changes their generation.
+func (r *Replica) attached(a *attachment, gen record.Seq) {
+	a.gen, a.asking = uint64(gen), false
+	if a.ended || a.conns == 0 {
+		a.ended = false
+		r.detach(a)
+		return
+	}
+	if !r.numbered.live(a.gen) {
+		r.endAttachment(a, "a newer attachment was heard")
+		return
+	}
+	ops := a.waiting
+	a.waiting = nil
+	for _, op := range ops {
+		op.key.attachment = a.gen
+		r.route(op)
+	}
+	r.sendForwards()
+}
+
+// onRefuse hears that a forwarded change will never be numbered.
+func (r *Replica) onRefuse(p *peer, m *wire.Refuse) {
+	if r.role != wire.RoleSlave || p.id != r.s.master || m.Epoch != r.hard.Following {
+		return
+	}
+	op := r.f.sent[opKey{m.Attachment, m.Operation}]
+	if op == nil || op.stage != opForwarded {
+		return
+	}
+	delete(r.f.sent, op.key)
+	r.refuseOp(op, m.Code, m.Reason)
+}
+
+// refuseOp answers a change that is not numbered. An old generation never gets
+// an error reply: its connections are closed.
+func (r *Replica) refuseOp(op *Op, code wire.Code, why string) {
+	op.stage = opDone
+	var err error
+	switch code {
+	case wire.CodeHeld:
+		err = ErrHeld
+	case wire.CodeNoSpace:
+		err = ErrNoSpace
+	case wire.CodeRange:
+		err = ErrRange
+	}
+	switch {
+	case op.result != 0:
+		r.refuse(op.result, "%s", why)
+	case op.Conn == 0 && op.att == nil: // a detach: nothing is left to detach
+	case code == wire.CodeOldGeneration:
+		r.endAttachment(op.att, why)
+	case op.Conn == 0:
+		r.refuseWaiting(op.att, fmt.Errorf("%w: %s", err, why))
+	default:
+		r.out.Complete = append(r.out.Complete, Completion{op, fmt.Errorf("%w: %s", err, why)})
+	}
+}
+
+// refuseWaiting answers what waits for an attachment that is not given; the next
+// write asks again.
+func (r *Replica) refuseWaiting(a *attachment, err error) {
+	ops := a.waiting
+	a.waiting, a.asking = nil, false
+	for _, op := range ops {
+		r.out.Complete = append(r.out.Complete, Completion{op, err})
+	}
+}
+
+// drawLine resolves what was forwarded over older links once every record is here
+// that those links can have led to (rule 8): what was not found can never come,
+// and is asked for anew while its client's connection lives.
+func (r *Replica) drawLine() {
+	if r.s.lined || r.last.Seq < r.s.line {
+		return
+	}
+	r.s.lined = true
+	r.again(r.older(r.s.link))
+	r.sendForwards()
+}
+
+// allLinks is no link's count.
+const allLinks = ^uint64(0)
+
+// older are the changes that were forwarded and not found, but for those of link
+// keep, in the order of their operations.
+func (r *Replica) older(keep uint64) []*Op {
+	var ops []*Op
+	for _, op := range r.f.sent {
+		if op.stage == opForwarded && op.link != keep {
+			ops = append(ops, op)
+		}
+	}
+	slices.SortFunc(ops, func(a, b *Op) int { return cmp.Compare(a.key.operation, b.key.operation) })
+	return ops
+}
+
+// again routes changes anew, as copies: the old bytes may still be on their way out.
+func (r *Replica) again(ops []*Op) {
+	for _, op := range ops {
+		delete(r.f.sent, op.key)
+		switch {
+		case op.Conn != 0 && r.conn(op.Conn) == nil:
+			op.stage = opDone // its client is gone
+		case op.att != nil && op.Conn == 0 && op.att.conns == 0:
+			op.stage = opDone // an attachment that nobody waits for
+		default:
+			op.Rec = draft(op.Rec)
+			r.count("forwards_again", 1)
+			r.route(op)
+		}
+	}
+}
+
+// draft copies a record without its place in the history.
+func draft(rec *record.Record) *record.Record {
+	c := &record.Record{Header: rec.Header, Raw: slices.Clone(rec.Raw)}
+	c.Seq, c.Epoch, c.Prev, c.Sum, c.Volume = 0, record.Epoch{}, 0, 0, record.VolumeID{}
+	return c
+}
+
+// forwardAgain begins a link as a slave: what was held goes out.
+func (r *Replica) forwardAgain() {
+	r.f.links++
+	r.s.link = r.f.links
+	r.routeHeld()
+}
+
+// routeHeld gives what waited for a master its way. As a new master everything
+// that was forwarded and is not in the journal can never come (rule 8: the epoch
+// record is the line).
+func (r *Replica) routeHeld() {
+	held := r.f.held
+	r.f.held = nil
+	if r.numbering() {
+		r.numberEarly()
+		r.again(r.older(allLinks))
+	}
+	for _, op := range held {
+		r.route(op)
+	}
+	r.sendForwards()
+}
+
+// abortAll closes every client's connection without a reply.
+func (r *Replica) abortAll(why string) {
+	for _, c := range r.f.conns {
+		r.out.Abort = append(r.out.Abort, Abort{c.id, why})
+	}
+}
+
+// resize numbers a change of the volume's size.
+func (r *Replica) resize(ev Resize) {
+	if ev.Size < r.numbered.Size {
+		r.refuse(ev.ID, "the volume has %d bytes; shrinking would cut off data", r.numbered.Size)
+		return
+	}
+	r.route(&Op{Rec: record.NewResize(ev.Size), result: ev.ID})
+	r.sendForwards()
+}

@@ -1,0 +1,51 @@
+package replica
+
+import "time"
+
+// Bounds. Each says what happens when it is reached.
+const (
+	// windowRecordsMax bounds the early records a slave holds back; further ones
+	// are dropped and come again by a Request.
+	windowRecordsMax = 4096
+	// windowBytesMax bounds their bytes, likewise.
+	windowBytesMax = 64 << 20
+	// sumsMax is how many header sums of recent records are kept in memory (128 KiB);
+	// older ones are asked for by Effects.Lookups.
+	sumsMax = 1 << 14
+	// entriesMax bounds the attachment table: beyond it the oldest detached
+	// identities are forgotten, and what they still have under way is discarded.
+	entriesMax = 4096
+	// identityMax bounds an identity's length in bytes; longer ones are cut.
+	identityMax = 256
+	// liveLag is how many records a slave may lack to count as Live and to be
+	// admitted: it will be waited for, so it must be near.
+	liveLag = 8192
+	// spaceReserve is what the master leaves free on every in-sync server, in
+	// bytes: for metadata, other volumes and records already under way.
+	spaceReserve = 16 << 20
+	// forwardBytesMax and forwardRecordsMax bound one Forward frame; the rest goes
+	// into further ones.
+	forwardBytesMax   = 1 << 20
+	forwardRecordsMax = 256
+	// earlyForwardsMax bounds the Forward frames that wait for a master to serve;
+	// beyond it the link is closed, and its forwards are asked for again.
+	earlyForwardsMax = 4096
+	// historyMax bounds the epoch history that is believed from a peer.
+	historyMax = 1 << 20
+)
+
+// trimStep is how many records go at a time.
+const trimStep = 64
+
+// leaseMargin: the master trusts a lease for PeerTimeout less this fraction, for
+// clocks of different rates.
+const leaseMargin = 16
+
+const (
+	// commitDelay is how long a commit number may wait for a frame to ride on.
+	commitDelay = time.Millisecond
+	// requestAgain is how long a slave waits before it requests the same gap again.
+	requestAgain = 100 * time.Millisecond
+	// roundAgain is how long a slave waits for the master's answer to a read round.
+	roundAgain = 500 * time.Millisecond
+)

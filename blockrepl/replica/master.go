@@ -1,0 +1,270 @@
+package replica
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// master is what only a master has.
+type master struct {
+	// start is the number of the epoch record. Nothing is served before it is
+	// committed and applied (rule 3), and no commit counts that does not cover it.
+	start   record.Seq
+	serving bool
+	begun   bool // the epoch record and the state are durable here
+
+	change *change           // of the in-sync set, outcome unknown
+	union  []record.ServerID // proposed since the last outcome: waited for as well (rule 6)
+
+	leaving *handover
+	beat    Time // of the last round of heartbeats
+	tellAt  Time // a commit number waits to be told; 0: none
+	again   Time // take a new epoch then, because this one is fenced; 0: no
+	asks    []ask
+	early   []early
+}
+
+// handover is a master that steps down for To.
+type handover struct {
+	to    record.ServerID
+	epoch record.Epoch
+	ready bool
+	until Time // go on as master then
+}
+
+// early is a Forward that came before the master could number it.
+type early struct {
+	peer    record.ServerID
+	session uint64
+	frame   *wire.Forward
+}
+
+// ask is a read round of a slave that waits for the master's lease.
+type ask struct {
+	peer    record.ServerID
+	session uint64
+	id      uint64
+}
+
+// beginEpoch makes this server the master of e: the journal's whole tail stays,
+// an epoch record goes behind it, and state, history and record are one batch.
+func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bool) {
+	st.Epoch, st.Master = e, r.cfg.Self
+	rec := record.NewState(record.KindEpoch, encodeState(&st))
+	rec.Volume, rec.Origin = st.UUID, r.cfg.Self
+	rec.Seal(e, r.last, r.wall)
+	first := rec.Pos()
+	r.hard.State = st
+	r.hard.Following = e
+	r.hard.History = append(r.hard.History[:len(r.hard.History):len(r.hard.History)],
+		wire.EpochStart{Epoch: e, First: first, BaseNumber: base, Loss: loss})
+	r.role, r.c = wire.RoleMaster, nil
+	r.m = &master{start: first.Seq}
+	r.setPeers(st.Members)
+	for _, p := range r.peers {
+		p.joined, p.joining, p.admitting, p.durable, p.lease = false, false, false, 0, 0
+		p.ackEpoch = record.Epoch{}
+	}
+	r.flush()
+	r.push(rec)
+	recs := r.batch
+	r.batch = nil
+	m := r.m
+	r.storeSeq(Store{Records: recs, Hard: r.hardCopy()}, first.Seq, func() {
+		m.begun = true
+		if r.m == m {
+			r.joinAll()
+		}
+	})
+	r.note("mastership begins", "epoch", e.String(), "seq", uint64(first.Seq), "in_sync", names(ids(st.InSync)))
+	r.unresolved()
+}
+
+// joinAll tells everyone who has a link of this epoch.
+func (r *Replica) joinAll() {
+	for _, p := range r.peers {
+		if p.greeting != nil {
+			r.join(p)
+		}
+	}
+}
+
+// advanceMaster draws the master's conclusions after any event.
+func (r *Replica) advanceMaster() {
+	r.settleChange()
+	r.commitMore()
+	if !r.m.serving && r.commit >= r.m.start && r.applied >= r.m.start {
+		r.m.serving = true
+		r.redo.pending = false
+		r.note("serving", "epoch", r.epoch().String(), "seq", uint64(r.m.start))
+		r.routeHeld()
+	}
+	r.admit()
+	r.stream()
+	r.tellCommit()
+	r.handOver()
+	r.serveAsks()
+}
+
+// numbering reports whether a client's change may get a number now.
+func (r *Replica) numbering() bool {
+	return r.role == wire.RoleMaster && r.m.serving && r.m.leaving == nil
+}
+
+// number gives the next number to a draft. The caller has checked it.
+func (r *Replica) number(rec *record.Record) {
+	at := rec.Time
+	if at == 0 {
+		at = r.wall
+	}
+	rec.Volume = r.hard.State.UUID
+	rec.Seal(r.epoch(), r.last, at)
+	r.push(rec)
+}
+
+// stream lets every joined slave have what was numbered.
+func (r *Replica) stream() {
+	for _, p := range r.peers {
+		if p.joined && p.streamed < r.last.Seq {
+			p.streamed = r.last.Seq
+			p.told = r.commit
+			r.out.Streams = append(r.out.Streams, Stream{To: p.id, Session: p.session, Epoch: r.epoch(), End: r.last.Seq})
+		}
+	}
+}
+
+// tellCommit sends the commit number by itself where no record carries it soon.
+func (r *Replica) tellCommit() {
+	due := r.m.tellAt != 0 && r.now >= r.m.tellAt
+	behind := false
+	for _, p := range r.peers {
+		if !p.joined || p.told >= r.commit {
+			continue
+		}
+		if !due && !p.wants {
+			behind = true
+			continue
+		}
+		p.told = r.commit
+		r.send(p, &wire.Append{Epoch: r.epoch(), Commit: r.commit, Floor: r.floor()})
+	}
+	switch {
+	case !behind:
+		r.m.tellAt = 0
+	case r.m.tellAt == 0 || due:
+		r.m.tellAt = r.now.Add(commitDelay)
+	}
+	if r.m.tellAt != 0 {
+		r.wake(r.m.tellAt)
+	}
+}
+
+// tickMaster looks at the clock: heartbeats, silent peers, a fenced epoch.
+func (r *Replica) tickMaster() {
+	if r.now.Sub(r.m.beat) >= r.cfg.PeerTimeout/4 {
+		r.m.beat = r.now
+		for _, p := range r.peers {
+			r.send(p, &wire.Heartbeat{Epoch: r.epoch(), SentAt: int64(r.now), Last: r.last.Seq, Commit: r.commit, Floor: r.floor()})
+		}
+	}
+	for _, p := range r.peers {
+		silent := r.now.Sub(p.lastHeard) > r.cfg.PeerTimeout
+		if p.session != 0 && silent && p.state != Down {
+			p.admitting = false
+			r.setState(p, Down, fmt.Sprintf("no answer for %v", r.cfg.PeerTimeout))
+		}
+		if silent || p.session == 0 && p.state == Down {
+			r.missing(p, silent)
+		}
+		if p.session != 0 && p.greeting != nil && !p.joined && !p.joining && !silent {
+			r.join(p)
+		}
+	}
+	if r.m.again != 0 && r.now >= r.m.again {
+		r.m.again = 0
+		r.note("taking a new epoch: this one is fenced by a promise that nobody used", "epoch", r.epoch().String())
+		r.restart()
+		return
+	}
+	if h := r.m.leaving; h != nil && r.now >= h.until {
+		r.warn("handover was not used; going on as master", "to", h.to.String())
+		r.m.leaving = nil
+		r.routeHeld()
+	}
+}
+
+// greetedMaster hears a greeting as master: perhaps this mastership is over.
+func (r *Replica) greetedMaster(p *peer, g *wire.Greeting) {
+	if newer(&g.State, &r.hard.State) && r.hard.State.Epoch.Less(g.State.Epoch) {
+		r.stepDown(fmt.Sprintf("server %v knows epoch %v", p.id, g.State.Epoch))
+		return
+	}
+	if r.epoch().Less(g.Promised) {
+		r.fenced(p, g.Promised)
+		return
+	}
+	p.joining = false
+	r.join(p)
+}
+
+// fenced: a peer has promised a higher epoch, so this one cannot go on with it.
+// If nobody uses that promise within peer_timeout, a new epoch is taken.
+func (r *Replica) fenced(p *peer, by record.Epoch) {
+	p.joined = false
+	r.setState(p, Probe, fmt.Sprintf("it has promised epoch %v", by))
+	if r.m.again == 0 {
+		r.m.again = r.now.Add(r.cfg.PeerTimeout)
+	}
+}
+
+// stepDown ends a mastership or a candidacy. Operations without a number wait
+// for the next master; numbered ones are found in its log or asked for again.
+func (r *Replica) stepDown(why string) {
+	if r.role == wire.RoleMaster || r.role == wire.RoleCandidate {
+		r.note("stepping down", "epoch", r.hard.Promised.String(), "reason", why)
+	}
+	if r.c != nil && r.c.command != 0 {
+		r.result(Result{ID: r.c.command, Err: fmt.Errorf("%w: %s", ErrRefused, why)})
+	}
+	if m := r.m; m != nil && m.change != nil && m.change.command != 0 {
+		r.result(Result{ID: m.change.command, Err: fmt.Errorf("%w: %s", ErrFenced, why)})
+	}
+	if r.role == wire.RoleMaster && r.stopID != 0 {
+		r.result(Result{ID: r.stopID})
+		r.stopID = 0
+	}
+	r.role, r.m, r.c = wire.RoleSlave, nil, nil
+	r.s = slave{}
+	for _, p := range r.peers {
+		p.joined, p.joining, p.admitting, p.lease = false, false, false, 0
+	}
+}
+
+func names(list []record.ServerID) string {
+	var out []byte
+	for i, id := range list {
+		if i > 0 {
+			out = append(out, ' ')
+		}
+		out = append(out, id.String()...)
+	}
+	return string(out)
+}
+
+// encodeState is the payload of epoch and members records: for people and for
+// `journal show`; decisions use Hard.State.
+func encodeState(s *wire.State) []byte {
+	return fmt.Appendf(nil, `{"number":%d,"epoch":%q,"master":%q,"in_sync":%q,"members":%q,"size":%d,"forced":%t}`,
+		s.Number, s.Epoch, s.Master, names(ids(s.InSync)), names(s.Members), s.Size, s.Forced)
+}
+
+func (r *Replica) result(res Result) {
+	if res.ID != 0 {
+		r.out.Results = append(r.out.Results, res)
+	}
+}
+
+func contains(list []record.ServerID, id record.ServerID) bool { return slices.Contains(list, id) }

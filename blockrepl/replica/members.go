@@ -1,0 +1,249 @@
+package replica
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Changes of the in-sync set through the operator's authority: every server
+// keeps the last state it learned, durable. From proposal until the outcome is
+// known a write waits for the union of the sets (rule 6).
+
+// change is a proposed state whose outcome is not known yet.
+type change struct {
+	state   wire.State
+	noted   []record.ServerID // it is durable there
+	grow    wire.Member       // zero: a shrink
+	command uint64            // the Forget to answer
+	settled bool              // its outcome is known; being made durable here
+	note    string            // for the operator, when it is in force
+}
+
+// waited reports whether writes wait for id.
+func (r *Replica) waited(id record.ServerID) bool {
+	if inSync(&r.hard.State, id) || r.m != nil && contains(r.m.union, id) {
+		return true
+	}
+	p := r.peer(id)
+	return p != nil && p.admitting
+}
+
+// propose orders a new state. A shrink replaces a pending change (its number is
+// higher, so it wins wherever the other was noted); the union stays.
+func (r *Replica) propose(st wire.State, command uint64, shrink bool) {
+	if c := r.m.change; c != nil {
+		st.Number = max(st.Number, c.state.Number+1)
+		if c.command != 0 {
+			r.result(Result{ID: c.command, Err: fmt.Errorf("%w: replaced by a newer change", ErrRefused)})
+		}
+	}
+	c := &change{state: st, command: command}
+	for _, m := range append(slices.Clone(r.hard.State.InSync), st.InSync...) {
+		if !contains(r.m.union, m.ID) {
+			r.m.union = append(r.m.union, m.ID)
+		}
+	}
+	if i := slices.IndexFunc(st.InSync, func(m wire.Member) bool { return !inSync(&r.hard.State, m.ID) }); i >= 0 && !shrink {
+		c.grow = st.InSync[i]
+	}
+	r.m.change = c
+	hard := r.hardCopy()
+	hard.Proposed = &st
+	r.hard.Proposed = &st
+	r.store(Store{Hard: hard}, func() { r.noted(st.Epoch, st.Number, r.cfg.Self) })
+	for _, p := range r.peers {
+		if p.id != c.grow.ID && (p.joined || inSync(&st, p.id)) {
+			r.send(p, &wire.StateUpdate{State: st})
+		}
+	}
+}
+
+// onStateUpdate notes a change decided by the epoch's master.
+func (r *Replica) onStateUpdate(p *peer, u *wire.StateUpdate) {
+	st := u.State
+	if st.Epoch != r.hard.Following || st.Master != p.id || st.Epoch.Less(r.hard.Promised) || r.role != wire.RoleSlave {
+		return
+	}
+	if newer(&st, &r.hard.State) {
+		r.hard.State = st
+		r.setPeers(st.Members)
+		r.note("in-sync set changed", "epoch", st.Epoch.String(), "number", st.Number, "in_sync", names(ids(st.InSync)))
+	}
+	session := p.session
+	r.saveHard(func() {
+		if p.session == session {
+			r.send(p, &wire.StateAck{Epoch: st.Epoch, Number: st.Number})
+		}
+	})
+}
+
+func (r *Replica) onStateAck(p *peer, a *wire.StateAck) {
+	if p.joined {
+		r.noted(a.Epoch, a.Number, p.id)
+	}
+}
+
+// noted counts a server where the pending change is durable.
+func (r *Replica) noted(e record.Epoch, number uint64, id record.ServerID) {
+	if r.m == nil || r.m.change == nil {
+		return
+	}
+	c := r.m.change
+	if e == c.state.Epoch && number >= c.state.Number && !contains(c.noted, id) {
+		c.noted = append(c.noted, id)
+	}
+}
+
+// settleChange puts the pending change into force once its outcome is durable at
+// the authority: on every server of the new set but the one that is admitted
+// (it must not believe itself in before all others know), and for a shrink that
+// the operator did not force on a majority of the members.
+func (r *Replica) settleChange() {
+	c := r.m.change
+	if c == nil {
+		return
+	}
+	for _, m := range c.state.InSync {
+		if m.ID != c.grow.ID && !contains(c.noted, m.ID) {
+			return
+		}
+	}
+	if c.grow.ID.IsZero() && !c.state.Forced && len(c.noted) < majority(len(c.state.Members)) {
+		return
+	}
+	if c.settled {
+		return
+	}
+	// Durable here before the first commit that relies on it: after a restart
+	// nobody may take this server's state for the older one.
+	c.settled = true
+	r.hard.State, r.hard.Proposed = c.state, nil
+	r.saveHard(func() {
+		if r.m != nil && r.m.change == c {
+			r.inForce(c)
+		}
+	})
+}
+
+// inForce lets writes wait for the new set only.
+func (r *Replica) inForce(c *change) {
+	r.m.change, r.m.union = nil, nil
+	r.note("in-sync set changed", "epoch", c.state.Epoch.String(), "number", c.state.Number, "in_sync", names(ids(c.state.InSync)))
+	for _, p := range r.peers {
+		p.admitting = false
+		if p.joined {
+			r.send(p, &wire.StateUpdate{State: c.state})
+		}
+	}
+	if r.m.serving {
+		rec := record.NewState(record.KindMembers, encodeState(&c.state))
+		rec.Origin = r.cfg.Self
+		r.number(rec)
+	}
+	r.result(Result{ID: c.command, Note: c.note})
+}
+
+// admit takes caught-up slaves back. A slave is first waited for, and proposed
+// at a moment when it holds everything committed: from then on it holds every
+// later commit too, so it is a true member before anyone calls it one.
+func (r *Replica) admit() {
+	if !r.m.serving || r.m.change != nil || r.m.leaving != nil {
+		return
+	}
+	for _, p := range r.peers {
+		if !p.joined || p.state != Live || p.resyncing || inSync(&r.hard.State, p.id) {
+			continue
+		}
+		p.admitting = true
+		if p.durable >= r.commit && p.durable >= r.m.start {
+			m := wire.Member{ID: p.id, Incarnation: p.incarnation}
+			r.note("slave has everything; admitting it to the in-sync set", "peer", p.id.String(), "seq", uint64(p.durable), "incarnation", p.incarnation.String())
+			st := with(r.hard.State, m)
+			st.Forced = st.Forced && len(st.InSync) < majority(len(st.Members))
+			r.propose(st, 0, false)
+			return
+		}
+	}
+}
+
+// forget is the operator's shrink.
+func (r *Replica) forget(ev Forget) {
+	if r.role == wire.RoleCandidate && r.c.kind == restarting && inSync(&r.c.base, ev.Server) && ev.Server != r.cfg.Self {
+		if !ev.Force {
+			r.refuse(ev.ID, "no epoch is held yet, so no majority can note it; add --force if %v will not be promoted", ev.Server)
+			return
+		}
+		r.c.exclude = append(r.c.exclude, ev.Server)
+		r.result(Result{ID: ev.ID, Note: warnPromoted(ev.Server)})
+		return
+	}
+	switch {
+	case r.role != wire.RoleMaster:
+		r.refuse(ev.ID, "this server is not the master; the master is %v", r.hard.State.Master)
+	case ev.Server == r.cfg.Self:
+		r.refuse(ev.ID, "the master cannot forget itself; promote another server first")
+	case !r.waited(ev.Server):
+		r.refuse(ev.ID, "%v is not in the in-sync set (%v)", ev.Server, names(ids(r.hard.State.InSync)))
+	case !inSync(&r.hard.State, ev.Server):
+		r.refuse(ev.ID, "%v is just being admitted; try again", ev.Server)
+	default:
+		st := without(r.hard.State, ev.Server)
+		reach := 1
+		for _, p := range r.peers {
+			if p.joined && p.state != Down {
+				reach++
+			}
+		}
+		if p := r.peer(ev.Server); p != nil && p.joined && p.state != Down {
+			reach--
+		}
+		if reach < majority(len(st.Members)) && !ev.Force {
+			r.refuse(ev.ID, "only %d of %d members can note it, so %v could not know that it is out; add --force if it will not be promoted", reach, len(st.Members), ev.Server)
+			return
+		}
+		st.Forced = st.Forced || ev.Force && reach < majority(len(st.Members))
+		r.propose(st, ev.ID, true)
+		r.m.change.note = warnPromoted(ev.Server)
+	}
+}
+
+func warnPromoted(id record.ServerID) string {
+	return fmt.Sprintf("%v must not be promoted from now on until it is in sync again", id)
+}
+
+func (r *Replica) refuse(command uint64, format string, args ...any) {
+	r.result(Result{ID: command, Err: fmt.Errorf("%w: "+format, append([]any{ErrRefused}, args...)...)})
+}
+
+// commitMore moves the commit number: durable here and on every server that is
+// waited for, and covering the epoch record.
+func (r *Replica) commitMore() {
+	to := r.durable
+	for _, p := range r.peers {
+		if !r.waited(p.id) {
+			continue
+		}
+		if p.ackEpoch != r.epoch() {
+			return
+		}
+		to = min(to, p.durable)
+	}
+	if to < r.m.start || to <= r.commit {
+		return
+	}
+	r.commit = to
+}
+
+// readers are the slaves whose leases a read on the master needs.
+func (r *Replica) readers() []*peer {
+	var out []*peer
+	for _, p := range r.peers {
+		if r.waited(p.id) {
+			out = append(out, p)
+		}
+	}
+	return slices.Clip(out)
+}

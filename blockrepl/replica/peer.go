@@ -1,0 +1,287 @@
+package replica
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// PeerState is how far another server is.
+type PeerState uint8
+
+// The states of a peer. Zero is invalid.
+const (
+	Down    PeerState = 1 // no link, or silent for peer_timeout
+	Probe   PeerState = 2 // linked; its journal's place is being found
+	CatchUp PeerState = 3 // receives kept records
+	Live    PeerState = 4 // receives records as they are numbered
+	Resync  PeerState = 5 // its image is being copied
+)
+
+func (s PeerState) String() string {
+	return [...]string{"", "down", "probe", "catch-up", "live", "resync"}[s]
+}
+
+// peer is what this server knows of another one.
+type peer struct {
+	id          record.ServerID
+	session     uint64 // 0: no link
+	incarnation record.Incarnation
+	greeting    *wire.Greeting // newest of this session; nil before
+	lastHeard   Time
+
+	state  PeerState
+	reason string
+	since  Time
+
+	// As its master. durable survives a lost link: what was fsynced stays so.
+	//
+	// Invariant: durable > 0 only if ackEpoch is the present epoch and the peer's
+	// journal equalled ours up to durable when it said so.
+	joined    bool // it answered Join in this session and epoch
+	joining   bool // Join is sent or being prepared
+	ackEpoch  record.Epoch
+	durable   record.Seq
+	applied   record.Seq
+	streamed  record.Seq // the sender's cursor may go up to here
+	resyncing bool
+	admitting bool // waited for already, not yet in the in-sync set
+	lease     Time // it will not be promoted before
+	beatSent  Time
+	free      int64
+	forwards  uint64 // Forwards taken in this session
+	told      record.Seq
+	wants     bool // has clients or reads waiting: tell it commit numbers at once
+
+	lastRefusal Time // rate of greetings sent back to a sender of an old epoch
+}
+
+// peer finds a member, nil for a stranger.
+func (r *Replica) peer(id record.ServerID) *peer {
+	for _, p := range r.peers {
+		if p.id == id {
+			return p
+		}
+	}
+	return nil
+}
+
+// setPeers follows the list of members.
+func (r *Replica) setPeers(members []record.ServerID) {
+	var peers []*peer
+	for _, id := range members {
+		if id == r.cfg.Self {
+			continue
+		}
+		p := r.peer(id)
+		if p == nil {
+			p = &peer{id: id, state: Down, reason: "no link yet", since: r.now}
+		}
+		peers = append(peers, p)
+	}
+	slices.SortFunc(peers, func(a, b *peer) int { return a.id.Compare(b.id) })
+	r.peers = peers
+}
+
+func (r *Replica) setState(p *peer, s PeerState, reason string) {
+	if p.state == s {
+		p.reason = reason
+		return
+	}
+	p.state, p.reason, p.since = s, reason, r.now
+	if r.role == wire.RoleMaster || s == Down {
+		r.note("peer is "+s.String(), "peer", p.id.String(), "reason", reason, "seq", uint64(p.durable))
+	}
+}
+
+func (r *Replica) send(p *peer, m wire.Message) {
+	if p.session == 0 {
+		return
+	}
+	r.out.Sends = append(r.out.Sends, Send{p.id, p.session, m})
+}
+
+func (r *Replica) closeLink(p *peer, reason string) {
+	if p.session == 0 {
+		return
+	}
+	r.out.CloseLinks = append(r.out.CloseLinks, CloseLink{p.id, p.session, reason})
+	r.unlink(p, reason)
+}
+
+func (r *Replica) linkUp(ev LinkUp) {
+	p := r.peer(ev.Peer)
+	if p == nil {
+		return
+	}
+	if p.session != 0 {
+		r.unlink(p, "a newer link")
+	}
+	p.session, p.incarnation, p.lastHeard = ev.Session, ev.Incarnation, r.now
+	p.greeting, p.forwards, p.told, p.wants = nil, 0, 0, false
+	r.setState(p, Probe, "")
+	r.send(p, r.greeting())
+}
+
+func (r *Replica) linkDown(ev LinkDown) {
+	if p := r.peer(ev.Peer); p != nil && p.session == ev.Session {
+		r.unlink(p, ev.Reason)
+	}
+}
+
+// unlink forgets what holds for a session only.
+func (r *Replica) unlink(p *peer, reason string) {
+	p.session, p.greeting = 0, nil
+	p.joined, p.joining, p.admitting = false, false, false
+	p.streamed, p.lease = 0, 0
+	if reason == "" {
+		reason = "link closed"
+	}
+	r.setState(p, Down, reason)
+	if r.role == wire.RoleSlave && r.s.master == p.id {
+		r.s.joined = false
+		r.reads.lost()
+		r.stopResync()
+	}
+}
+
+// greeting says what this server holds.
+func (r *Replica) greeting() *wire.Greeting {
+	return &wire.Greeting{
+		Name: r.cfg.Create.Name, UUID: r.hard.State.UUID, Incarnation: r.cfg.Incarnation,
+		State: r.hard.State, Promised: r.hard.Promised, Following: r.hard.Following,
+		History: slices.Clone(r.hard.History), Last: r.last, First: r.first,
+		Checkpoint: r.hard.Checkpoint, Applied: r.applied, Committed: r.commit, Role: r.role,
+		Resyncing: r.hard.Resync != nil, Forgot: r.forgot != "", SplitBrain: !r.splitBy.IsZero(),
+		Size: r.cfg.Create.Size, Memory: slices.Clone(r.memory), Free: r.free,
+	}
+}
+
+// onGreeting compares the other server's past with ours and does what our role
+// asks for.
+func (r *Replica) onGreeting(p *peer, g *wire.Greeting) {
+	if why := r.stranger(g); why != "" {
+		r.setState(p, Down, why)
+		return
+	}
+	p.greeting, p.incarnation = g, g.Incarnation
+	r.hearMemory(p, g)
+	if r.split(p, g) {
+		return
+	}
+	r.survey(p)
+	switch r.role {
+	case wire.RoleMaster:
+		r.greetedMaster(p, g)
+	case wire.RoleCandidate:
+		r.greetedCandidate(p, g)
+	case wire.RoleSlave:
+		r.mayCreate()
+	}
+}
+
+// stranger says why g is of another volume, or "".
+func (r *Replica) stranger(g *wire.Greeting) string {
+	if g.Name != r.cfg.Create.Name {
+		return fmt.Sprintf("it calls the volume %q", g.Name)
+	}
+	if !r.blank() && !g.UUID.IsZero() && g.UUID != r.hard.State.UUID {
+		return fmt.Sprintf("it holds another volume of this name, %v; ours is %v", g.UUID, r.hard.State.UUID)
+	}
+	if len(g.History) > historyMax {
+		return fmt.Sprintf("it claims %d epochs", len(g.History))
+	}
+	return ""
+}
+
+// split notices two masterships that both went on, and then keeps apart from
+// the peer until the operator resolves it.
+func (r *Replica) split(p *peer, g *wire.Greeting) bool {
+	if r.blank() || g.UUID.IsZero() || !splitBrain(r.hard.History, &r.hard.State, g.History, &g.State) {
+		if r.splitBy == p.id {
+			r.splitBy = record.ServerID{}
+			r.note("split brain is resolved", "peer", p.id.String())
+		}
+		return false
+	}
+	reason := fmt.Sprintf("split brain: epoch %v there and epoch %v here both went on", g.State.Epoch, r.hard.State.Epoch)
+	if r.splitBy != p.id {
+		r.warn("split brain: choose a side with: blockrepl resolve "+r.cfg.Create.Name+" --keep SERVER",
+			"peer", p.id.String(), "ours", r.hard.State.Epoch.String(), "theirs", g.State.Epoch.String())
+	}
+	r.splitBy = p.id
+	r.setState(p, Down, reason)
+	return true
+}
+
+// hearMemory takes in what the peer remembers of us and of others (rule 10).
+func (r *Replica) hearMemory(p *peer, g *wire.Greeting) {
+	for _, m := range g.Memory {
+		if m.Server != r.cfg.Self || m.Epoch != r.hard.Following || m.Epoch.IsZero() {
+			continue
+		}
+		if m.Incarnation == r.cfg.Incarnation && m.Durable.Seq > r.last.Seq && r.forgot == "" {
+			r.forgot = fmt.Sprintf("server %v remembers number %d of this server in epoch %v; the journal ends at %d",
+				p.id, m.Durable.Seq, m.Epoch, r.last.Seq)
+			r.warn("this server lost records that it had acknowledged; it must be resynced", "reason", r.forgot)
+			if r.role != wire.RoleSlave {
+				r.stepDown("its own past is not believed")
+			}
+		}
+	}
+}
+
+// amnesia says why a peer's past is not what we remember of it, or "".
+func (r *Replica) amnesia(g *wire.Greeting, id record.ServerID) string {
+	if g.Forgot {
+		return "its own marks say that it held more"
+	}
+	i, ok := r.findMemory(id)
+	if !ok {
+		return ""
+	}
+	m := r.memory[i]
+	switch {
+	case m.Incarnation != g.Incarnation:
+		return fmt.Sprintf("it is incarnation %v; %v acknowledged number %d: its data directory was replaced", g.Incarnation, m.Incarnation, m.Durable.Seq)
+	case g.Following.Less(m.Epoch):
+		return fmt.Sprintf("it follows epoch %v; it acknowledged in %v: its data directory is an older copy", g.Following, m.Epoch)
+	case g.Following == m.Epoch && g.Last.Seq < m.Durable.Seq:
+		return fmt.Sprintf("its journal ends at %d; it acknowledged %d: it lost records", g.Last.Seq, m.Durable.Seq)
+	}
+	return ""
+}
+
+func (r *Replica) findMemory(id record.ServerID) (int, bool) {
+	return slices.BinarySearchFunc(r.memory, id, func(m wire.Memory, id record.ServerID) int { return m.Server.Compare(id) })
+}
+
+// remember notes the highest durable position that a peer acknowledged. It is
+// stored with batches that are written anyway.
+func (r *Replica) remember(p *peer, at record.Pos) {
+	i, ok := r.findMemory(p.id)
+	m := wire.Memory{Server: p.id, Incarnation: p.incarnation, Epoch: r.epoch(), Durable: at}
+	if !ok {
+		r.memory = slices.Insert(r.memory, i, m)
+	} else {
+		r.memory[i] = m
+	}
+	r.memDirty++
+}
+
+// onLeaving hears that a server stops taking part.
+func (r *Replica) onLeaving(p *peer, m *wire.Leaving) {
+	reason := m.Reason
+	if m.Restart {
+		reason = "stopping: " + m.Reason
+	}
+	r.note("peer leaves", "peer", p.id.String(), "reason", reason, "failed", m.Failed)
+	p.joined, p.joining, p.admitting, p.lease = false, false, false, 0
+	r.setState(p, Down, reason)
+	if m.Failed {
+		p.lastHeard = r.now.Add(-r.cfg.PeerTimeout - time.Nanosecond)
+	}
+}

@@ -1,0 +1,218 @@
+package replica
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Comes from: a peer's greeting, its answers and acknowledgements. Does: finds
+// the last common record, brings the peer on from there. Goes to: commit.go and
+// members.go.
+
+// join tells a slave where it has to begin following this epoch. Whoever's past
+// is not what we remember is not joined while it counts as in sync: its
+// acknowledgements were relied on, so only the authority lets it go (rule 10).
+func (r *Replica) join(p *peer) {
+	g := p.greeting
+	if !r.m.begun || p.session == 0 || g == nil || p.joined || p.joining {
+		return
+	}
+	if r.epoch().Less(g.Promised) {
+		r.fenced(p, g.Promised)
+		return
+	}
+	if why := r.lostPast(p, g); why != "" {
+		if r.waited(p.id) {
+			r.setState(p, Down, why+"; to resync it: blockrepl forget "+p.id.String())
+			return
+		}
+		r.joinResync(p, why)
+		return
+	}
+	at := common(r.hard.History, r.last.Seq, g.History, g.Last.Seq)
+	fresh := g.UUID.IsZero() // joins at the volume's creation only
+	switch {
+	case fresh && (r.first > 1 || !inSync(&r.hard.State, p.id)):
+		r.joinResync(p, "it is blank")
+		return
+	case at+1 < r.first:
+		r.joinResync(p, fmt.Sprintf("records from %d are no longer kept", at+1))
+		return
+	case g.First > at+1 && g.Last.Seq > at:
+		r.joinResync(p, fmt.Sprintf("its journal begins at %d, above the last common number %d", g.First, at))
+		return
+	}
+	p.joining = true
+	session := p.session
+	r.sumAt(at, func(pos record.Pos, ok bool) {
+		if p.session != session || !p.joining || r.role != wire.RoleMaster {
+			return
+		}
+		if !ok {
+			p.joining = false
+			r.joinResync(p, fmt.Sprintf("record %d is no longer kept", at))
+			return
+		}
+		if at == g.Last.Seq && pos.Sum != g.Last.Sum && at > 0 {
+			p.joining = false
+			why := fmt.Sprintf("its record %d has sum %016x, ours %016x: its past is another", at, g.Last.Sum, pos.Sum)
+			if r.waited(p.id) {
+				r.setState(p, Down, why+"; to resync it: blockrepl forget "+p.id.String())
+				return
+			}
+			r.joinResync(p, why)
+			return
+		}
+		r.sendJoin(p, pos, false)
+	})
+}
+
+// lostPast says why the peer cannot simply catch up although it is no newcomer.
+func (r *Replica) lostPast(p *peer, g *wire.Greeting) string {
+	if why := r.amnesia(g, p.id); why != "" {
+		return why
+	}
+	if m, ok := member(&r.hard.State, p.id); ok && m.Incarnation != g.Incarnation {
+		return fmt.Sprintf("it is incarnation %v; in the in-sync set is %v: its data directory was replaced", g.Incarnation, m.Incarnation)
+	}
+	return ""
+}
+
+// joinResync begins the copying of the image: the slave's journal starts anew
+// behind our present end, and our records from there are kept for it (its
+// durable number is the floor).
+func (r *Replica) joinResync(p *peer, why string) {
+	if !r.m.serving {
+		r.setState(p, Probe, why+"; resync begins when the master serves")
+		return
+	}
+	p.joining = true
+	r.setState(p, Resync, why)
+	r.sendJoin(p, r.last, true)
+}
+
+func (r *Replica) sendJoin(p *peer, match record.Pos, resync bool) {
+	p.joining = true
+	p.forwards = 0
+	j := &wire.Join{
+		Epoch: r.epoch(), State: r.hard.State, History: slices.Clone(r.hard.History),
+		Match: match, Resync: resync, Last: r.last.Seq, Commit: r.commit,
+	}
+	if resync {
+		t := r.numbered.clone()
+		t.AsOf = match.Seq
+		j.Table = encodeTable(&t)
+	}
+	r.send(p, j)
+}
+
+// onJoined starts the stream.
+func (r *Replica) onJoined(p *peer, j *wire.Joined) {
+	if r.role != wire.RoleMaster || j.Epoch != r.epoch() || !p.joining {
+		return
+	}
+	p.joining = false
+	switch {
+	case !j.OK:
+		r.setState(p, Probe, "it does not join: "+j.Reason)
+		return
+	case j.Resync:
+		if r.waited(p.id) {
+			r.setState(p, Down, j.Reason+"; to resync it: blockrepl forget "+p.id.String())
+			return
+		}
+		r.joinResync(p, j.Reason)
+		return
+	case j.Last.Seq > r.last.Seq:
+		r.closeLink(p, fmt.Sprintf("it joined at number %d, above our last %d", j.Last.Seq, r.last.Seq))
+		return
+	case j.Last.Seq+1 < r.first:
+		r.setState(p, Probe, fmt.Sprintf("records from %d are no longer kept", j.Last.Seq+1))
+		p.greeting.Last, p.greeting.First = j.Last, j.Last.Seq+1
+		return
+	}
+	p.joined, p.ackEpoch, p.durable = true, r.epoch(), j.Last.Seq
+	p.free = p.greeting.Free
+	p.greeting.Promised = r.epoch()
+	p.streamed, p.told = r.last.Seq, r.commit
+	p.resyncing = p.state == Resync || p.greeting.Resyncing
+	r.remember(p, j.Last)
+	if p.resyncing {
+		r.setState(p, Resync, p.reason)
+	} else {
+		r.setState(p, CatchUp, "")
+	}
+	r.out.Streams = append(r.out.Streams, Stream{To: p.id, Session: p.session, Epoch: r.epoch(), From: j.Last.Seq + 1, End: r.last.Seq})
+	r.progressed(p)
+}
+
+// onAck counts an acknowledgement, if epoch, incarnation, number and sum are
+// those of our own past (rule 5).
+func (r *Replica) onAck(p *peer, a *wire.Ack) {
+	if r.role != wire.RoleMaster || !p.joined || a.Epoch != r.epoch() || a.Incarnation != p.incarnation {
+		r.count("acks_ignored", 1)
+		return
+	}
+	if a.Durable.Seq > r.last.Seq {
+		r.closeLink(p, fmt.Sprintf("it acknowledges number %d; the last is %d", a.Durable.Seq, r.last.Seq))
+		return
+	}
+	if sum, ok := r.sums.at(a.Durable.Seq); ok && sum != a.Durable.Sum {
+		r.warn("peer acknowledges a record that is not ours", "peer", p.id.String(), "seq", uint64(a.Durable.Seq))
+		r.closeLink(p, fmt.Sprintf("its record %d has sum %016x, ours %016x", a.Durable.Seq, a.Durable.Sum, sum))
+		return
+	}
+	p.free, p.resyncing = a.Free, a.Resyncing
+	p.applied = max(p.applied, a.Applied)
+	if a.Durable.Seq > p.durable {
+		p.durable = a.Durable.Seq
+		r.remember(p, a.Durable)
+	}
+	r.progressed(p)
+}
+
+// progressed names the peer's state after news of it.
+func (r *Replica) progressed(p *peer) {
+	switch {
+	case !p.joined:
+	case p.resyncing:
+		if p.state != Resync {
+			r.setState(p, Resync, "its image is being copied")
+		}
+	case p.durable+liveLag >= r.last.Seq && p.state != Live:
+		r.setState(p, Live, "")
+	case p.state == Down || p.state == Resync:
+		r.setState(p, CatchUp, "")
+	}
+}
+
+// onRequest sends records again that a slave misses.
+func (r *Replica) onRequest(p *peer, q *wire.Request) {
+	if r.role != wire.RoleMaster || !p.joined || q.Epoch != r.epoch() {
+		return
+	}
+	if q.From < r.first || q.From > q.To || q.From > r.last.Seq {
+		r.warn("peer requests records that are not kept", "peer", p.id.String(), "from", uint64(q.From), "to", uint64(q.To), "first", uint64(r.first))
+		r.closeLink(p, fmt.Sprintf("it requests %d..%d; kept are %d..%d", q.From, q.To, r.first, r.last.Seq))
+		return
+	}
+	r.count("requests_served", 1)
+	r.out.Streams = append(r.out.Streams, Stream{To: p.id, Session: p.session, Epoch: r.epoch(), From: q.From, End: r.last.Seq})
+}
+
+// missing: a peer has no link or is silent. What that means for the in-sync set
+// is the authority's: with "continue" the operator has allowed the shrink.
+func (r *Replica) missing(p *peer, silent bool) {
+	if !silent || !r.waited(p.id) || r.hard.State.OnDegraded != wire.Continue || r.m.change != nil && !inSync(&r.m.change.state, p.id) {
+		return
+	}
+	if len(r.hard.State.InSync) > 1 && inSync(&r.hard.State, p.id) {
+		r.warn("on_degraded = continue: going on without a server; it must not be promoted now", "server", p.id.String(), "reason", p.reason)
+		st := without(r.hard.State, p.id)
+		st.Forced = true
+		r.propose(st, 0, true)
+	}
+}

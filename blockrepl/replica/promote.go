@@ -1,0 +1,339 @@
+package replica
+
+import (
+	"fmt"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Promotion by the operator (rule 4): first a survey of who answers and what
+// they hold, then a judgement, then, if it is allowed, the candidacy.
+
+// survey is a promotion that is being looked into.
+type survey struct {
+	ask     Promote
+	open    bool
+	asked   []record.ServerID // who has been asked and has not answered
+	until   Time
+	handing bool // the old master was asked to step down
+	epoch   record.Epoch
+	report  *PromoteReport
+}
+
+// PromoteReport is what the operator is shown.
+type PromoteReport struct {
+	Graceful bool
+	Allowed  bool
+	Needs    string // the flag without which it is refused
+	Reason   string
+	Servers  []PromoteLine
+	// Missing are the numbers that could be lost as far as anyone who answers
+	// knows: MissingFirst..MissingLast, zero for none.
+	MissingFirst, MissingLast record.Seq
+	// SilentFor is how long the old master has not been heard.
+	SilentFor int64 // ns
+	Epoch     record.Epoch
+}
+
+// PromoteLine is one server in the report.
+type PromoteLine struct {
+	Server  record.ServerID
+	Answers bool
+	Role    wire.Role
+	Last    record.Seq
+	Epoch   record.Epoch
+	InSync  bool
+}
+
+// promote begins a survey.
+func (r *Replica) promote(ev Promote) {
+	switch {
+	case r.g.open:
+		r.refuse(ev.ID, "another promotion is being looked into")
+		return
+	case r.role == wire.RoleMaster && !ev.DryRun:
+		if r.m.serving {
+			r.refuse(ev.ID, "this server is the master already, in epoch %v", r.epoch())
+		} else {
+			r.refuse(ev.ID, "this server is becoming the master in epoch %v; it waits for %s", r.epoch(), names(r.unmatched()))
+		}
+		return
+	case r.blank():
+		r.refuse(ev.ID, "this server has never seen the volume; a blank server never becomes master")
+		return
+	}
+	r.g = survey{ask: ev, open: true, until: r.now.Add(r.cfg.PeerTimeout / 4)}
+	for _, p := range r.peers {
+		if p.session != 0 {
+			r.g.asked = append(r.g.asked, p.id)
+			p.greeting = nil
+			r.send(p, &wire.Query{})
+		}
+	}
+	r.wake(r.g.until)
+	r.judgeWhenDone()
+}
+
+// survey notes an answer.
+func (r *Replica) survey(p *peer) {
+	if !r.g.open {
+		return
+	}
+	for i, id := range r.g.asked {
+		if id == p.id {
+			r.g.asked = append(r.g.asked[:i:i], r.g.asked[i+1:]...)
+			break
+		}
+	}
+	r.judgeWhenDone()
+}
+
+func (r *Replica) judgeWhenDone() {
+	if !r.g.open || r.g.handing || len(r.g.asked) > 0 && r.now < r.g.until {
+		return
+	}
+	rep, base := r.judge(r.g.ask)
+	r.g.report = rep
+	switch {
+	case r.g.ask.DryRun:
+		r.endSurvey(nil)
+	case !rep.Allowed:
+		r.endSurvey(fmt.Errorf("%w: %s", ErrRefused, rep.Reason))
+	case rep.Graceful:
+		r.askHandover(base)
+	default:
+		r.stand(base, r.g.ask.OldMasterDead)
+	}
+}
+
+func (r *Replica) endSurvey(err error) {
+	r.result(Result{ID: r.g.ask.ID, Err: err, Report: r.g.report})
+	r.g = survey{}
+}
+
+// judge decides whether this server may be promoted, from what everyone who
+// answers knows. It returns the newest state known.
+func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
+	base, answers := r.hard.State, 1
+	promised := record.Epoch{}
+	if r.hard.Promised.Server != r.cfg.Self {
+		promised = r.hard.Promised
+	}
+	for _, p := range r.peers {
+		if g := p.greeting; g != nil {
+			answers++
+			if newer(&g.State, &base) {
+				base = g.State
+			}
+			if promised.Less(g.Promised) && g.Promised.Server != r.cfg.Self {
+				promised = g.Promised
+			}
+		}
+	}
+	rep := &PromoteReport{}
+	known := r.last.Seq
+	rep.Servers = append(rep.Servers, PromoteLine{r.cfg.Self, true, r.role, r.last.Seq, r.hard.Following, inSync(&base, r.cfg.Self)})
+	if r.s.beat != nil {
+		known = max(known, r.s.beat.Last)
+	}
+	known = max(known, r.s.line, r.commit)
+	var master *wire.Greeting
+	for _, p := range r.peers {
+		line := PromoteLine{Server: p.id, InSync: inSync(&base, p.id)}
+		if g := p.greeting; g != nil {
+			line.Answers, line.Role, line.Last, line.Epoch = true, g.Role, g.Last.Seq, g.Following
+			known = max(known, g.Last.Seq)
+			if p.id == base.Master && g.Role == wire.RoleMaster {
+				master = g
+			}
+		}
+		if p.id == base.Master && p.lastHeard > 0 {
+			rep.SilentFor = int64(r.now.Sub(p.lastHeard))
+		}
+		rep.Servers = append(rep.Servers, line)
+	}
+	if known > r.last.Seq {
+		rep.MissingFirst, rep.MissingLast = r.last.Seq+1, known
+	}
+	r.verdict(ask, rep, &base, answers, promised, master)
+	return rep, base
+}
+
+// verdict fills in whether, and with which flag, the promotion is allowed.
+func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, answers int, promised record.Epoch, master *wire.Greeting) {
+	needs := func(flag, format string, args ...any) {
+		rep.Needs, rep.Reason = flag, fmt.Sprintf(format, args...)
+	}
+	rep.Allowed = true
+	n := len(base.Members)
+	switch {
+	case !r.splitBy.IsZero():
+		rep.Allowed = false
+		rep.Reason = fmt.Sprintf("split brain with %v: choose a side with blockrepl resolve", r.splitBy)
+		return
+	case r.hard.Resync != nil:
+		rep.Allowed = false
+		rep.Reason = "this server is being resynced; its image is not the state after any number"
+		return
+	case r.forgot != "":
+		needs("accept-loss", "this server's past is not believed: %s", r.forgot)
+	case !inSync(base, r.cfg.Self):
+		needs("accept-loss", "state %d of epoch %v has %s in sync, not this server", base.Number, base.Epoch, names(ids(base.InSync)))
+	case master != nil:
+		rep.Graceful = true
+		rep.Reason = fmt.Sprintf("the master %v answers and steps down itself", base.Master)
+	case base.Master == r.cfg.Self:
+		rep.Reason = "this server was the master; nobody knows a newer state"
+		if answers < provable(n) || base.OnDegraded != wire.Suspend || n < 3 || base.Epoch.Less(promised) {
+			needs("old-master-dead", "a newer mastership can have begun without this server: %d of %d members answer", answers, n)
+		}
+	case base.Epoch.Less(promised):
+		needs("old-master-dead", "epoch %v is promised to %v, of which nobody who answers knows the outcome", promised, promised.Server)
+	case base.OnDegraded != wire.Suspend:
+		needs("old-master-dead", "the master %v does not answer, and with on_degraded = continue it may have gone on without this server", base.Master)
+	case n < 3:
+		needs("old-master-dead", "the master %v does not answer, and no third server can tell whether it went on without this one", base.Master)
+	case answers < provable(n):
+		needs("old-master-dead", "the master %v does not answer, and only %d of %d members do", base.Master, answers, n)
+	default:
+		rep.Reason = fmt.Sprintf("the master %v does not answer; %d of %d members do, and a change of the in-sync set would be known to one", base.Master, answers, n)
+	}
+	switch rep.Needs {
+	case "accept-loss":
+		rep.Allowed = ask.AcceptLoss
+	case "old-master-dead":
+		rep.Allowed = ask.OldMasterDead || ask.AcceptLoss
+	}
+}
+
+// askHandover asks the old master to step down.
+func (r *Replica) askHandover(base wire.State) {
+	r.g.handing = true
+	r.g.until = r.now.Add(3 * r.cfg.PeerTimeout)
+	r.g.epoch = base.Epoch
+	r.wake(r.g.until)
+	r.send(r.peer(base.Master), &wire.Handover{Epoch: base.Epoch})
+}
+
+// onHandover begins to step down: no more numbers; when everything numbered is
+// committed the other may go on.
+func (r *Replica) onHandover(p *peer, m *wire.Handover) {
+	no := func(format string, args ...any) {
+		r.send(p, &wire.HandoverReady{Epoch: m.Epoch, Reason: fmt.Sprintf(format, args...)})
+	}
+	switch {
+	case r.role != wire.RoleMaster || m.Epoch != r.epoch():
+		no("this server is not the master of epoch %v", m.Epoch)
+	case !r.m.serving:
+		no("the epoch %v has not begun to serve", m.Epoch)
+	case r.m.leaving != nil:
+		no("it hands over to %v already", r.m.leaving.to)
+	case !inSync(&r.hard.State, p.id):
+		no("%v is not in the in-sync set (%v)", p.id, names(ids(r.hard.State.InSync)))
+	default:
+		r.note("handing over", "to", p.id.String(), "epoch", m.Epoch.String(), "seq", uint64(r.last.Seq))
+		r.m.leaving = &handover{to: p.id, until: r.now.Add(2 * r.cfg.PeerTimeout)}
+		r.wake(r.m.leaving.until)
+	}
+}
+
+// handOver answers when everything is committed.
+func (r *Replica) handOver() {
+	h := r.m.leaving
+	if h == nil || h.ready || r.commit < r.last.Seq || r.m.change != nil {
+		return
+	}
+	p := r.peer(h.to)
+	if p == nil || p.session == 0 {
+		return
+	}
+	h.ready = true
+	p.told = r.commit
+	r.send(p, &wire.Append{Epoch: r.epoch(), Commit: r.commit, Floor: r.floor()})
+	r.send(p, &wire.HandoverReady{Epoch: r.epoch(), OK: true, Last: r.last, State: r.hard.State})
+}
+
+// onHandoverReady goes on with the promotion.
+func (r *Replica) onHandoverReady(p *peer, m *wire.HandoverReady) {
+	if !r.g.open || !r.g.handing || m.Epoch != r.g.epoch {
+		return
+	}
+	if !m.OK {
+		r.endSurvey(fmt.Errorf("%w: the master %v does not hand over: %s", ErrRefused, p.id, m.Reason))
+		return
+	}
+	base := r.hard.State
+	if newer(&m.State, &base) {
+		base = m.State
+	}
+	r.stand(base, true)
+}
+
+// stand begins the candidacy. A lease that this server has granted is waited
+// for, unless the old master is dead or stepped down: it may still be reading.
+func (r *Replica) stand(base wire.State, asserted bool) {
+	c := &candidate{kind: promoting, base: base, command: r.g.ask.ID, asserted: asserted, loss: r.g.ask.AcceptLoss && r.g.report.Needs == "accept-loss"}
+	if !asserted && !c.loss {
+		c.wait = r.l.until
+	}
+	r.g.open = false
+	r.candidate(c)
+}
+
+// done answers a promotion when its epoch has begun.
+func (g *survey) done(r *Replica, command uint64, e record.Epoch) {
+	rep := g.report
+	if rep == nil || g.ask.ID != command {
+		rep = &PromoteReport{Allowed: true}
+	}
+	rep.Epoch = e
+	r.result(Result{ID: command, Report: rep})
+	*g = survey{}
+}
+
+// tickSurvey looks at the clock.
+func (r *Replica) tickSurvey() {
+	if !r.g.open {
+		return
+	}
+	if r.g.handing && r.now >= r.g.until {
+		r.endSurvey(fmt.Errorf("%w: the master did not hand over", ErrTimeout))
+		return
+	}
+	r.judgeWhenDone()
+}
+
+// onTakeOver is asked by a master that stops: the operator's command counts as given.
+func (r *Replica) onTakeOver(p *peer, m *wire.TakeOver) {
+	if r.role != wire.RoleSlave || !r.s.joined || r.s.master != p.id || m.Epoch != r.hard.Following || r.g.open {
+		return
+	}
+	r.promote(Promote{})
+}
+
+// stop prepares an orderly end: with Handover a master asks a live in-sync slave
+// to take over, and is done when it follows.
+func (r *Replica) stop(ev Stop) {
+	if r.role == wire.RoleMaster && r.m.serving && ev.Handover {
+		for _, p := range r.peers {
+			if p.joined && p.state == Live && inSync(&r.hard.State, p.id) {
+				r.stopID = ev.ID
+				r.send(p, &wire.TakeOver{Epoch: r.epoch()})
+				return
+			}
+		}
+	}
+	r.result(Result{ID: ev.ID})
+}
+
+// unmatched are the servers that a new master's epoch record waits for.
+func (r *Replica) unmatched() []record.ServerID {
+	var out []record.ServerID
+	for _, p := range r.peers {
+		if r.waited(p.id) && (p.ackEpoch != r.epoch() || p.durable < r.m.start) {
+			out = append(out, p.id)
+		}
+	}
+	return out
+}

@@ -1,0 +1,492 @@
+package replica
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Replica is one volume on one server. It is not safe for concurrent use.
+//
+// Invariants: hard.Checkpoint <= applied <= applyTo <= min(commit, durable);
+// durable <= last.Seq; commit never falls; hard.Following <= hard.Promised.
+type Replica struct {
+	cfg  Config
+	now  Time
+	wall int64 // ns since 1970, stamped on the server's own records
+	out  *Effects
+
+	hard    Hard
+	first   record.Seq // lowest number kept
+	last    record.Pos // the journal's end, being stored included
+	durable record.Seq // fsynced here
+	commit  record.Seq
+	applyTo record.Seq // told to the shell
+	applied record.Seq
+	sums    sums
+	free    int64
+
+	role   wire.Role
+	reason string // of RoleFailed
+	forgot string // why this server's past is not believed; "" when it is
+	born   Time
+
+	m *master    // when role is master
+	c *candidate // when role is candidate
+	s slave      // when role is slave
+	g survey     // a promotion being looked into, on any role
+	l lease      // granted to the master, as a slave
+
+	peers []*peer // every other member, ascending by ID
+
+	// The journal.
+	storeID uint64
+	storing []storing
+	batch   []*record.Record // numbered or received in this Step, not yet in a Store
+
+	// The table of attachments: as applied, as of last, and the records between.
+	table    Table // as of applied
+	numbered Table // as of last
+	marks    []*record.Record
+
+	f     forwarding
+	reads rounds
+	redo  redo
+	resy  resync
+
+	lookups  []lookup
+	counters map[string]uint64
+	memory   []wire.Memory // ascending by Server
+	memAt    Time
+	memDirty int // acknowledgements since it was last stored
+	splitBy  record.ServerID
+	stopID   uint64 // the Stop command to be answered; 0: none
+	trimmed  record.Seq
+	kept     keptBytes
+}
+
+// storing is a Store under way: what becomes true when it is durable.
+type storing struct {
+	id  uint64
+	seq record.Seq // numbers through this are durable; 0: no records
+	act func()
+}
+
+type lookup struct {
+	seq record.Seq
+	act func(record.Pos, bool)
+}
+
+// New makes the replica of a server that has just started.
+func New(cfg Config, saved Saved, now Time) *Replica {
+	r := &Replica{
+		cfg: cfg, now: now, born: now,
+		hard: saved.Hard, first: saved.First, last: saved.Last, durable: saved.Last.Seq,
+		free: saved.Free, forgot: saved.Forgot, role: wire.RoleSlave,
+		sums: newSums(saved.Last, saved.Sums), memory: saved.Memory,
+		counters: map[string]uint64{}, trimmed: max(saved.First, 1) - 1,
+	}
+	if r.first == 0 {
+		r.first = 1
+	}
+	r.commit, r.applied, r.applyTo = r.hard.Checkpoint, r.hard.Checkpoint, r.hard.Checkpoint
+	r.table = saved.Table
+	if r.table.AsOf == 0 && r.table.Size == 0 {
+		r.table.Size = r.size0()
+	}
+	r.numbered = r.table.clone()
+	for _, m := range saved.Marks {
+		r.marks = append(r.marks, m)
+		r.numbered.apply(m, r.hard.State.Shared)
+	}
+	r.f.next = cfg.OpBase
+	r.setPeers(r.members())
+	r.redo = redo{pending: !r.blank(), held: saved.Last.Seq}
+	r.kept.reset(r.first - 1)
+	r.kept.found(r.last.Seq, saved.Bytes)
+	return r
+}
+
+// SetWall tells the wall clock for the records this server makes itself.
+func (r *Replica) SetWall(ns int64) { r.wall = ns }
+
+// Step takes in one event and appends to out what is to be done.
+func (r *Replica) Step(now Time, ev Event, out *Effects) {
+	r.now, r.out = max(now, r.now), out
+	if r.role != wire.RoleFailed {
+		r.take(ev)
+		r.advance()
+	} else {
+		r.takeFailed(ev)
+	}
+	r.flush()
+	r.out = nil
+}
+
+func (r *Replica) take(ev Event) {
+	switch ev := ev.(type) {
+	case Tick:
+		r.tick()
+	case Submit:
+		r.submit(ev.Ops)
+	case Received:
+		r.received(ev)
+	case Stored:
+		r.stored(ev.ID)
+	case Applied:
+		r.onApplied(ev.Seq)
+	case Read:
+		r.read(ev.ID)
+	case Open:
+		r.open(ev)
+	case Gone:
+		r.gone(ev.Conn)
+	case ImageSynced:
+		r.imageSynced(ev.Seq)
+	case Looked:
+		r.looked(ev)
+	case Space:
+		r.free = ev.Free
+	case LinkUp:
+		r.linkUp(ev)
+	case LinkDown:
+		r.linkDown(ev)
+	case ResyncProgress:
+		r.resyncProgress(ev)
+	case Failed:
+		r.fail(ev)
+	case Promote:
+		r.promote(ev)
+	case Forget:
+		r.forget(ev)
+	case Resolve:
+		r.resolve(ev)
+	case Resize:
+		r.resize(ev)
+	case Stop:
+		r.stop(ev)
+	default:
+		panic(fmt.Sprintf("blockrepl: bug: event %T", ev))
+	}
+}
+
+// received hands a message to its room. What comes from a session that is no
+// longer the peer's is dropped: its sender has been told by the link's end.
+func (r *Replica) received(ev Received) {
+	p := r.peer(ev.Peer)
+	if p == nil || p.session == 0 || p.session != ev.Session {
+		return
+	}
+	p.lastHeard = r.now
+	switch m := ev.Msg.(type) {
+	case *wire.Append:
+		r.onAppend(p, m)
+	case *wire.Ack:
+		r.onAck(p, m)
+	case *wire.Forward:
+		r.onForward(p, m)
+	case *wire.Heartbeat:
+		r.onHeartbeat(p, m)
+	case *wire.HeartbeatAck:
+		r.onHeartbeatAck(p, m)
+	case *wire.ReadIndex:
+		r.onReadIndex(p, m)
+	case *wire.ReadIndexOK:
+		r.onReadIndexOK(p, m)
+	case *wire.Request:
+		r.onRequest(p, m)
+	case *wire.Refuse:
+		r.onRefuse(p, m)
+	case *wire.Greeting:
+		r.onGreeting(p, m)
+	case *wire.Query:
+		r.send(p, r.greeting())
+	case *wire.Prepare:
+		r.onPrepare(p, m)
+	case *wire.Promise:
+		r.onPromise(p, m)
+	case *wire.Join:
+		r.onJoin(p, m)
+	case *wire.Joined:
+		r.onJoined(p, m)
+	case *wire.StateUpdate:
+		r.onStateUpdate(p, m)
+	case *wire.StateAck:
+		r.onStateAck(p, m)
+	case *wire.Handover:
+		r.onHandover(p, m)
+	case *wire.HandoverReady:
+		r.onHandoverReady(p, m)
+	case *wire.TakeOver:
+		r.onTakeOver(p, m)
+	case *wire.Leaving:
+		r.onLeaving(p, m)
+	}
+}
+
+// advance draws the conclusions that any event may have made possible.
+func (r *Replica) advance() {
+	switch r.role {
+	case wire.RoleMaster:
+		r.advanceMaster()
+	case wire.RoleCandidate:
+		r.tryElect()
+	}
+	r.advanceApply()
+	r.advanceTrim()
+}
+
+// advanceApply lets records go to the image: committed, and durable here (promise
+// 3). While extents are being copied nothing is applied (resync.go).
+func (r *Replica) advanceApply() {
+	to := min(r.commit, r.durable)
+	if r.hard.Resync != nil && r.hard.Resync.Target == 0 {
+		return
+	}
+	if to > r.applyTo {
+		r.applyTo = to
+		r.out.Apply = to
+	}
+}
+
+// onApplied takes in that the image holds everything through seq.
+func (r *Replica) onApplied(seq record.Seq) {
+	if seq <= r.applied {
+		return
+	}
+	r.applied = seq
+	for len(r.marks) > 0 && r.marks[0].Seq <= seq {
+		r.table.apply(r.marks[0], r.hard.State.Shared)
+		r.marks = r.marks[1:]
+	}
+	r.table.AsOf = max(r.table.AsOf, seq)
+	r.completeThrough(seq)
+	r.redo.applied(r)
+	r.readsApplied()
+	r.resyncApplied()
+}
+
+// imageSynced moves the checkpoint: the table and the number are stored together.
+func (r *Replica) imageSynced(seq record.Seq) {
+	ends := r.resy.ending && seq >= r.hard.Resync.Target
+	if seq > r.applied || seq < r.hard.Checkpoint || seq == r.hard.Checkpoint && !ends {
+		return
+	}
+	r.hard.Checkpoint = seq
+	r.endResync()
+	t := r.table.clone()
+	r.store(Store{Table: &t, Hard: r.hardCopy(), Memory: r.memoryCopy()}, nil)
+}
+
+// push appends a sealed record behind last; it is stored at the end of the Step.
+func (r *Replica) push(rec *record.Record) {
+	if rec.Seq != r.last.Seq+1 || rec.Prev != r.last.Sum {
+		panic(fmt.Sprintf("blockrepl: bug: record %d behind %v", rec.Seq, r.last))
+	}
+	r.last = rec.Pos()
+	r.sums.push(rec.Sum)
+	r.kept.add(rec.Seq, int64(len(rec.Raw)))
+	r.batch = append(r.batch, rec)
+	if changesTable(rec.Kind) {
+		r.marks = append(r.marks, rec)
+		r.tableChanged(rec)
+	}
+}
+
+// flush hands the Step's records to the journal in one batch.
+func (r *Replica) flush() {
+	if len(r.batch) == 0 {
+		return
+	}
+	s := Store{Records: r.batch}
+	r.batch = nil
+	if r.memDirty >= 1024 {
+		s.Memory = r.memoryCopy()
+	}
+	r.storeSeq(s, r.last.Seq, nil)
+}
+
+// store orders a journal batch; act runs when it is durable.
+func (r *Replica) store(s Store, act func()) {
+	r.flush()
+	r.storeSeq(s, 0, act)
+}
+
+func (r *Replica) storeSeq(s Store, seq record.Seq, act func()) {
+	r.storeID++
+	s.ID = r.storeID
+	r.out.Stores = append(r.out.Stores, s)
+	r.storing = append(r.storing, storing{s.ID, seq, act})
+}
+
+// saveHard stores the small state whole.
+func (r *Replica) saveHard(act func()) {
+	r.store(Store{Hard: r.hardCopy()}, act)
+}
+
+func (r *Replica) hardCopy() *Hard {
+	h := r.hard
+	h.History = slices.Clone(h.History)
+	if h.Resync != nil {
+		m := *h.Resync
+		h.Resync = &m
+	}
+	return &h
+}
+
+func (r *Replica) memoryCopy() []wire.Memory {
+	r.memDirty = 0
+	return slices.Clone(r.memory)
+}
+
+// stored takes in that journal batches are durable.
+func (r *Replica) stored(id uint64) {
+	before := r.durable
+	for len(r.storing) > 0 && r.storing[0].id <= id {
+		s := r.storing[0]
+		r.storing = r.storing[1:]
+		r.durable = max(r.durable, s.seq)
+		if s.act != nil {
+			s.act()
+		}
+	}
+	if r.durable > before {
+		r.ackDurable()
+	}
+}
+
+// cutTo removes everything above to from this server's idea of its journal. The
+// caller orders the Store.
+func (r *Replica) cutTo(to record.Pos) {
+	if to.Seq < r.applyTo {
+		panic(fmt.Sprintf("blockrepl: bug: cut to %d below applied %d", to.Seq, r.applyTo))
+	}
+	r.flush()
+	r.last = to
+	r.durable = min(r.durable, to.Seq)
+	for i := range r.storing {
+		r.storing[i].seq = min(r.storing[i].seq, to.Seq)
+	}
+	r.sums.cut(to)
+	r.kept.cut(to.Seq)
+	for len(r.marks) > 0 && r.marks[len(r.marks)-1].Seq > to.Seq {
+		r.marks = r.marks[:len(r.marks)-1]
+	}
+	r.renumberTable()
+	r.unfind(to.Seq)
+}
+
+// renumberTable makes the numbered table again from the applied one.
+func (r *Replica) renumberTable() {
+	r.numbered = r.table.clone()
+	for _, m := range r.marks {
+		r.numbered.apply(m, r.hard.State.Shared)
+	}
+}
+
+// looked answers a lookup.
+func (r *Replica) looked(ev Looked) {
+	i := slices.IndexFunc(r.lookups, func(l lookup) bool { return l.seq == ev.Seq })
+	if i < 0 {
+		return
+	}
+	l := r.lookups[i]
+	r.lookups = slices.Delete(r.lookups, i, i+1)
+	l.act(ev.Pos, ev.OK)
+}
+
+// sumAt finds the header sum of a number, at once or after a look into the journal.
+func (r *Replica) sumAt(seq record.Seq, act func(record.Pos, bool)) {
+	if sum, ok := r.sums.at(seq); ok {
+		act(record.Pos{Seq: seq, Sum: sum}, true)
+		return
+	}
+	if seq < r.first || seq > r.last.Seq {
+		act(record.Pos{}, false)
+		return
+	}
+	r.lookups = append(r.lookups, lookup{seq, act})
+	r.out.Lookups = append(r.out.Lookups, seq)
+}
+
+// blank reports whether this server has never seen the volume.
+func (r *Replica) blank() bool { return r.hard.State.Epoch.IsZero() }
+
+// members are the volume's servers: the state's, else the configuration's.
+func (r *Replica) members() []record.ServerID {
+	if !r.blank() {
+		return r.hard.State.Members
+	}
+	return r.cfg.Create.Members
+}
+
+func (r *Replica) size0() int64 {
+	if !r.blank() {
+		return r.hard.State.Size
+	}
+	return r.cfg.Create.Size
+}
+
+// epoch is the one whose stream this server follows or makes.
+func (r *Replica) epoch() record.Epoch { return r.hard.Following }
+
+func (r *Replica) note(text string, args ...any) {
+	r.out.Notes = append(r.out.Notes, Note{Text: text, Args: args})
+}
+
+func (r *Replica) warn(text string, args ...any) {
+	r.out.Notes = append(r.out.Notes, Note{Text: text, Args: args, Warn: true})
+}
+
+func (r *Replica) count(what string, n int) { r.counters[what] += uint64(n) }
+
+// wake asks for a Tick at t.
+func (r *Replica) wake(t Time) {
+	if r.out.Wake == 0 || t < r.out.Wake {
+		r.out.Wake = t
+	}
+}
+
+// fail ends this server's part: it acknowledges nothing any more, says why, and
+// its clients are sent away without a reply to find another server.
+func (r *Replica) fail(ev Failed) {
+	r.warn("volume failed on this server; it takes no further part until a restart", "what", ev.What, "err", ev.Err)
+	r.reason = fmt.Sprintf("%s: %v", ev.What, ev.Err)
+	for _, p := range r.peers {
+		if p.session != 0 {
+			r.send(p, &wire.Leaving{Reason: r.reason, Failed: true})
+		}
+	}
+	r.role = wire.RoleFailed
+	r.m, r.c = nil, nil
+	r.batch = nil
+	r.abortAll(r.reason)
+}
+
+// takeFailed handles the little that a failed replica still answers.
+func (r *Replica) takeFailed(ev Event) {
+	err := fmt.Errorf("%w: %s", ErrFailed, r.reason)
+	switch ev := ev.(type) {
+	case Submit:
+		for _, op := range ev.Ops {
+			r.out.Abort = append(r.out.Abort, Abort{op.Conn, r.reason})
+		}
+	case LinkUp:
+		if p := r.peer(ev.Peer); p != nil {
+			p.session = ev.Session
+			r.send(p, &wire.Leaving{Reason: r.reason, Failed: true})
+		}
+	case Promote:
+		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
+	case Forget:
+		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
+	case Resolve:
+		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
+	case Resize:
+		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
+	case Stop:
+		r.out.Results = append(r.out.Results, Result{ID: ev.ID})
+	}
+}

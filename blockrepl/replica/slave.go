@@ -1,0 +1,320 @@
+package replica
+
+import (
+	"fmt"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Comes from: the master's Join and Append frames. Does: makes this journal agree
+// with the master's, takes records in strict sequence, requests what is missing.
+// Goes to: Store, then Ack; Apply when the commit number says so.
+
+// slave is what only a slave has.
+type slave struct {
+	master record.ServerID
+	joined bool       // our journal equals the master's up to last
+	begin  record.Seq // number of the epoch record: commit numbers count from there
+	line   record.Seq // forwards of older links are found up to here, or never
+	lined  bool       // the line was reached and drawn
+	window window
+	acked  record.Seq // told to the master
+	asked  record.Seq // requested up to here
+	askAt  Time
+	beat   *wire.Heartbeat // the newest, for status
+	index  uint64          // Forwards sent on this link
+	link   uint64          // counts links to masters
+	floor  record.Seq
+	// stalled: at the last heartbeat records were missing behind stalledAt. If
+	// nothing came until the next, the end of the stream was lost.
+	stalled   bool
+	stalledAt record.Seq
+}
+
+// onJoin makes this server follow an epoch: what the journal holds above the
+// last common record is set aside, in one batch with the promise.
+func (r *Replica) onJoin(p *peer, j *wire.Join) {
+	if why := r.joinRefusal(p, j); why != "" {
+		r.send(p, &wire.Joined{Epoch: j.Epoch, Reason: why, Last: r.last})
+		r.send(p, r.greeting())
+		return
+	}
+	if !j.Resync && j.Match.Seq < r.maybeApplied(j.History) {
+		r.send(p, &wire.Joined{Epoch: j.Epoch, OK: true, Resync: true, Last: r.last,
+			Reason: fmt.Sprintf("its image may hold records up to %d, the last common one is %d", r.maybeApplied(j.History), j.Match.Seq)})
+		return
+	}
+	if !j.Resync && (j.Match.Seq > r.last.Seq || r.forgot != "") {
+		r.send(p, &wire.Joined{Epoch: j.Epoch, OK: true, Resync: true, Last: r.last,
+			Reason: fmt.Sprintf("its journal ends at %d, not at %d", r.last.Seq, j.Match.Seq)})
+		return
+	}
+	if j.Resync {
+		if _, err := decodeTable(j.Table); err != nil {
+			r.send(p, &wire.Joined{Epoch: j.Epoch, Reason: err.Error(), Last: r.last})
+			return
+		}
+		r.follow(p, j)
+		return
+	}
+	session, last := p.session, r.last
+	r.sumAt(j.Match.Seq, func(pos record.Pos, ok bool) {
+		if p.session != session || r.last != last || r.joinRefusal(p, j) != "" {
+			return
+		}
+		if (!ok || pos.Sum != j.Match.Sum) && j.Match.Seq+1 != r.first {
+			r.send(p, &wire.Joined{Epoch: j.Epoch, OK: true, Resync: true, Last: r.last,
+				Reason: fmt.Sprintf("its record %d has another sum", j.Match.Seq)})
+			return
+		}
+		r.follow(p, j)
+	})
+}
+
+// joinRefusal says why an epoch cannot be followed, or "".
+func (r *Replica) joinRefusal(p *peer, j *wire.Join) string {
+	switch {
+	case j.Epoch.Server != p.id:
+		return fmt.Sprintf("epoch %v is not %v's", j.Epoch, p.id)
+	case j.Epoch.Less(r.hard.Promised):
+		return fmt.Sprintf("epoch %v is promised", r.hard.Promised)
+	case j.State.Epoch != j.Epoch || len(j.History) == 0 || j.History[len(j.History)-1].Epoch != j.Epoch:
+		return "its state or history does not belong to its epoch"
+	case !r.blank() && j.State.UUID != r.hard.State.UUID:
+		return fmt.Sprintf("the volume here is %v", r.hard.State.UUID)
+	case !r.blank() && splitBrain(r.hard.History, &r.hard.State, j.History, &j.State):
+		return "split brain: resolve it first"
+	case !contains(j.State.Members, r.cfg.Self):
+		return "this server is not a member"
+	}
+	return ""
+}
+
+// maybeApplied is the highest number that the image can hold and that the
+// epochs of history h may lack. A mastership that began by the rules lacks
+// nothing that was committed anywhere; only one that accepted loss does, and
+// then this image may hold whatever its journal held at the start of this run.
+func (r *Replica) maybeApplied(h []wire.EpochStart) record.Seq {
+	if r.hard.Resync != nil {
+		return 0 // the mark says that the image is a mixture anyway
+	}
+	for i := len(h) - 1; i >= 0; i-- {
+		if h[i].Loss && r.hard.Following.Less(h[i].Epoch) {
+			return max(r.applyTo, r.redo.held)
+		}
+	}
+	return r.applyTo
+}
+
+// follow carries out a Join.
+func (r *Replica) follow(p *peer, j *wire.Join) {
+	if r.role != wire.RoleSlave {
+		r.stepDown(fmt.Sprintf("server %v leads epoch %v", p.id, j.Epoch))
+	}
+	newEpoch := r.hard.Following != j.Epoch
+	r.hard.Promised, r.hard.Following = j.Epoch, j.Epoch
+	if newer(&j.State, &r.hard.State) {
+		r.hard.State = j.State
+	}
+	r.hard.Proposed = nil
+	r.hard.History = j.History
+	r.setPeers(r.hard.State.Members)
+	p = r.peer(p.id)
+	r.s = slave{master: p.id, joined: true, begin: j.History[len(j.History)-1].First.Seq, line: j.Last, floor: r.s.floor}
+	r.reads.lost()
+	if newEpoch {
+		r.note("following", "epoch", j.Epoch.String(), "master", p.id.String(), "seq", uint64(j.Match.Seq))
+	}
+	var s Store
+	switch {
+	case j.Resync:
+		t, _ := decodeTable(j.Table) // checked by onJoin
+		r.beginResync(j.Match, t)
+		s.Reset = &j.Match
+		t = r.table.clone()
+		s.Table = &t
+	case r.last.Seq > j.Match.Seq:
+		r.warn("records above the last common one are set aside", "first", uint64(j.Match.Seq+1), "last", uint64(r.last.Seq), "epoch", j.Epoch.String())
+		r.cutTo(j.Match)
+		s.Cut = &j.Match
+	}
+	s.Hard = r.hardCopy()
+	r.s.acked = j.Match.Seq
+	session := p.session
+	r.store(s, nil)
+	r.storing[len(r.storing)-1].seq = j.Match.Seq
+	r.storing[len(r.storing)-1].act = func() {
+		if p.session != session || r.hard.Following != j.Epoch {
+			return
+		}
+		r.send(p, &wire.Joined{Epoch: j.Epoch, OK: true, Last: j.Match})
+		r.continueResync()
+	}
+	r.heardCommit(j.Commit)
+	r.forwardAgain()
+	r.drawLine()
+}
+
+// onAppend takes records of the stream.
+func (r *Replica) onAppend(p *peer, a *wire.Append) {
+	if r.hard.Following != a.Epoch || a.Epoch != r.hard.Promised || r.role != wire.RoleSlave || r.s.master != p.id {
+		if r.now.Sub(p.lastRefusal) >= r.cfg.PeerTimeout/4 || p.lastRefusal == 0 {
+			p.lastRefusal = r.now
+			r.send(p, r.greeting()) // fences a master of an older epoch
+		}
+		return
+	}
+	if !r.s.joined {
+		return
+	}
+	for _, rec := range a.Records {
+		if !r.offer(p, rec) {
+			return
+		}
+	}
+	r.askMissing(p)
+	r.s.floor = max(r.s.floor, a.Floor)
+	r.heardCommit(a.Commit)
+	r.drawLine()
+}
+
+// offer takes one record: next, duplicate or early. False: the link was closed.
+func (r *Replica) offer(p *peer, rec *record.Record) bool {
+	switch {
+	case rec.Seq <= r.last.Seq:
+		r.count("records_duplicate", 1)
+		if sum, ok := r.sums.at(rec.Seq); ok && sum != rec.Sum {
+			r.warn("master sends another record under a known number", "peer", p.id.String(), "seq", uint64(rec.Seq))
+			r.closeLink(p, fmt.Sprintf("record %d has sum %016x, ours %016x", rec.Seq, rec.Sum, sum))
+			return false
+		}
+		return true
+	case rec.Seq > r.last.Seq+1:
+		r.count("records_early", 1)
+		r.s.window.hold(rec)
+		return true
+	}
+	if !r.accept(p, rec) {
+		return false
+	}
+	for {
+		next := r.s.window.take(r.last.Seq + 1)
+		if next == nil {
+			return true
+		}
+		if !r.accept(p, next) {
+			return false
+		}
+	}
+}
+
+// accept appends the next record if it continues our past.
+func (r *Replica) accept(p *peer, rec *record.Record) bool {
+	if rec.Prev != r.last.Sum || rec.Epoch.Compare(r.hard.Following) > 0 || rec.Volume != r.hard.State.UUID {
+		r.warn("master sends a record that does not continue ours", "peer", p.id.String(), "seq", uint64(rec.Seq), "epoch", rec.Epoch.String())
+		r.s.window.clear()
+		r.closeLink(p, fmt.Sprintf("record %d of epoch %v follows %016x; ours ends at %v", rec.Seq, rec.Epoch, rec.Prev, r.last))
+		return false
+	}
+	r.push(rec)
+	if rec.Origin == r.cfg.Self {
+		r.found(rec)
+	}
+	return true
+}
+
+// askMissing requests the gap before the lowest early record.
+func (r *Replica) askMissing(p *peer) {
+	first, ok := r.s.window.first()
+	if !ok {
+		r.s.asked = 0
+		return
+	}
+	if r.s.asked >= first-1 && r.now < r.s.askAt {
+		r.wake(r.s.askAt)
+		return
+	}
+	r.s.asked, r.s.askAt = first-1, r.now.Add(requestAgain)
+	r.count("requests_sent", 1)
+	r.send(p, &wire.Request{Epoch: r.hard.Following, From: r.last.Seq + 1, To: first - 1})
+	r.wake(r.s.askAt)
+}
+
+// heardCommit takes in the master's commit number. It counts from the epoch
+// record on: a master that has only begun does not know yet what was committed.
+func (r *Replica) heardCommit(c record.Seq) {
+	if !r.s.joined || c < r.s.begin {
+		return
+	}
+	r.commit = max(r.commit, c)
+	r.redo.heard(r)
+}
+
+// ackDurable tells the master what is durable here.
+func (r *Replica) ackDurable() {
+	if r.role != wire.RoleSlave || !r.s.joined || r.durable <= r.s.acked {
+		return
+	}
+	p := r.peer(r.s.master)
+	if a := r.ack(); p != nil && a != nil {
+		r.s.acked = r.durable
+		r.send(p, a)
+	}
+}
+
+// ack says what is durable; nil while the journal does not agree with the master's.
+func (r *Replica) ack() *wire.Ack {
+	sum, ok := r.sums.at(r.durable)
+	if !ok || !r.s.joined {
+		return nil
+	}
+	return &wire.Ack{
+		Epoch: r.hard.Following, Incarnation: r.cfg.Incarnation,
+		Durable: record.Pos{Seq: r.durable, Sum: sum}, Applied: r.applied,
+		Free: r.free, Resyncing: r.hard.Resync != nil,
+	}
+}
+
+// onHeartbeat answers the master. The answer is a lease: no promotion here for
+// peer_timeout (rule 9).
+func (r *Replica) onHeartbeat(p *peer, h *wire.Heartbeat) {
+	a := r.ack()
+	if r.role != wire.RoleSlave || r.s.master != p.id || h.Epoch != r.hard.Following || h.Epoch != r.hard.Promised || a == nil {
+		if r.hard.Following != h.Epoch && r.hard.Promised != h.Epoch && !h.Epoch.IsZero() {
+			r.send(p, r.greeting())
+		}
+		return
+	}
+	r.s.beat = h
+	r.l.until = r.now.Add(r.cfg.PeerTimeout)
+	r.s.acked = max(r.s.acked, r.durable)
+	r.send(p, &wire.HeartbeatAck{Ack: *a, SentAt: h.SentAt, OK: true})
+	r.s.floor = max(r.s.floor, h.Floor)
+	r.heardCommit(h.Commit)
+	if h.Last > r.last.Seq && r.s.window.empty() && r.s.stalled && r.s.stalledAt == r.last.Seq {
+		r.count("requests_sent", 1)
+		r.send(p, &wire.Request{Epoch: r.hard.Following, From: r.last.Seq + 1, To: h.Last})
+	}
+	r.s.stalled, r.s.stalledAt = h.Last > r.last.Seq, r.last.Seq
+}
+
+// tickSlave looks at the clock.
+func (r *Replica) tickSlave() {
+	r.mayCreate()
+	r.mayRestart()
+	if r.role != wire.RoleSlave || !r.s.joined {
+		return
+	}
+	p := r.peer(r.s.master)
+	if p == nil || p.session == 0 {
+		return
+	}
+	r.askMissing(p)
+	if r.now.Sub(p.lastHeard) > r.cfg.PeerTimeout && p.state != Down {
+		r.setState(p, Down, fmt.Sprintf("the master has been silent for %v", r.cfg.PeerTimeout))
+	} else if p.state == Down && r.now.Sub(p.lastHeard) <= r.cfg.PeerTimeout {
+		r.setState(p, Live, "")
+	}
+	r.reads.again(r)
+}

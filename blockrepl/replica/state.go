@@ -1,0 +1,136 @@
+package replica
+
+import (
+	"slices"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Pure functions of the volume's state c and of epoch histories.
+
+// newer reports whether a supersedes b.
+func newer(a, b *wire.State) bool {
+	if c := a.Epoch.Compare(b.Epoch); c != 0 {
+		return c > 0
+	}
+	return a.Number > b.Number
+}
+
+// member finds id in the in-sync set.
+func member(s *wire.State, id record.ServerID) (wire.Member, bool) {
+	for _, m := range s.InSync {
+		if m.ID == id {
+			return m, true
+		}
+	}
+	return wire.Member{}, false
+}
+
+func inSync(s *wire.State, id record.ServerID) bool {
+	_, ok := member(s, id)
+	return ok
+}
+
+// with gives the successor of s that has m in its in-sync set.
+func with(s wire.State, m wire.Member) wire.State {
+	s.Number++
+	s.InSync = append(dropMember(s.InSync, m.ID), m)
+	slices.SortFunc(s.InSync, func(a, b wire.Member) int { return a.ID.Compare(b.ID) })
+	return s
+}
+
+// without gives the successor of s that lacks id.
+func without(s wire.State, id record.ServerID) wire.State {
+	s.Number++
+	s.InSync = dropMember(s.InSync, id)
+	return s
+}
+
+func dropMember(set []wire.Member, id record.ServerID) []wire.Member {
+	kept := make([]wire.Member, 0, len(set)+1)
+	for _, m := range set {
+		if m.ID != id {
+			kept = append(kept, m)
+		}
+	}
+	return kept
+}
+
+func ids(set []wire.Member) []record.ServerID {
+	out := make([]record.ServerID, len(set))
+	for i, m := range set {
+		out[i] = m.ID
+	}
+	return out
+}
+
+// majority is how many of n members note a shrink before it counts (unless forced).
+func majority(n int) int { return n/2 + 1 }
+
+// provable is how many members must answer so that every shrink that a majority
+// noted is known to one of them.
+func provable(n int) int { return n - majority(n) + 1 }
+
+// common is the last number at which two journals are known to agree: each
+// consists of its epoch history and its end. Within one epoch the same number
+// never names two records, so equal beginnings of epochs suffice.
+func common(a []wire.EpochStart, aLast record.Seq, b []wire.EpochStart, bLast record.Seq) record.Seq {
+	n := 0
+	for n < len(a) && n < len(b) && a[n].Epoch == b[n].Epoch && a[n].First == b[n].First {
+		n++
+	}
+	if n == 0 {
+		return 0
+	}
+	return min(endOf(a, n-1, aLast), endOf(b, n-1, bLast))
+}
+
+// endOf is the last number of the i-th epoch of h.
+func endOf(h []wire.EpochStart, i int, last record.Seq) record.Seq {
+	if i+1 < len(h) {
+		return h[i+1].First.Seq - 1
+	}
+	return last
+}
+
+// ancestor reports whether s lies on the path that led to state cur with
+// history h: nothing was decided under s that cur does not contain.
+func ancestor(h []wire.EpochStart, cur, s *wire.State) bool {
+	if s.Epoch.IsZero() || s.Epoch.Less(cur.Overruled) {
+		return true
+	}
+	for i := range h {
+		if h[i].Epoch != s.Epoch {
+			continue
+		}
+		if i+1 < len(h) {
+			return s.Number <= h[i+1].BaseNumber
+		}
+		return s.Epoch != cur.Epoch || s.Number <= cur.Number
+	}
+	return false
+}
+
+// splitBrain reports whether two states can both have acknowledged writes that
+// the other lacks: neither is the other's ancestor, and the later epoch's master
+// was not in the earlier one's in-sync set, so that the earlier could commit
+// without it.
+func splitBrain(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wire.State) bool {
+	if a.Epoch == b.Epoch || ancestor(ah, a, b) || ancestor(bh, b, a) {
+		return false
+	}
+	if b.Epoch.Less(a.Epoch) {
+		return !inSync(b, a.Master)
+	}
+	return !inSync(a, b.Master)
+}
+
+// cutHistory drops the epochs that begin above last.
+func cutHistory(h []wire.EpochStart, last record.Seq) []wire.EpochStart {
+	n := len(h)
+	for n > 0 && h[n-1].First.Seq > last {
+		n--
+	}
+	return h[:n:n]
+}

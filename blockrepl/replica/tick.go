@@ -1,0 +1,34 @@
+package replica
+
+import "github.com/blockrepl/blockrepl/blockrepl/wire"
+
+// tick looks at the clock on every role.
+func (r *Replica) tick() {
+	r.tickSurvey()
+	switch r.role {
+	case wire.RoleSlave:
+		r.tickSlave()
+	case wire.RoleMaster:
+		r.tickMaster()
+	case wire.RoleCandidate:
+		r.tickCandidate()
+	}
+	if r.memDirty > 0 && r.now.Sub(r.memAt) >= r.cfg.PeerTimeout {
+		r.memAt = r.now
+		r.store(Store{Memory: r.memoryCopy()}, nil)
+	}
+}
+
+// tickCandidate asks again: a promise may have been lost on its way.
+func (r *Replica) tickCandidate() {
+	c := r.c
+	if r.now.Sub(c.asked) < r.cfg.PeerTimeout/4 {
+		return
+	}
+	c.asked = r.now
+	for _, p := range r.peers {
+		if p.greeting != nil && c.pledge(p.id) == nil {
+			r.askPromise(p)
+		}
+	}
+}

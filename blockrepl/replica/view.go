@@ -1,0 +1,198 @@
+package replica
+
+import (
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// View is a snapshot for people and for status.
+type View struct {
+	Role    wire.Role
+	State   Condition
+	Reason  string
+	Next    string // the command that gets on; "" when none is needed
+	Blank   bool
+	Config  wire.State // the volume's state c
+	Epoch   record.Epoch
+	Size    int64
+	Holder  string
+	Serving bool // a master that numbers and reads
+
+	First, Last, Durable, Committed, Applied, Checkpoint record.Seq
+
+	Resync   *ResyncMark
+	Peers    []PeerView
+	Counters map[string]uint64
+}
+
+// PeerView is one peer in a View. Durable, Applied and the lags are the master's
+// knowledge, zero elsewhere.
+type PeerView struct {
+	Server     record.ServerID
+	State      PeerState
+	Reason     string
+	For        time.Duration // in this state
+	Heard      time.Duration // since it was last heard
+	InSync     bool
+	Durable    record.Seq
+	Applied    record.Seq
+	LagRecords uint64
+	LagBytes   int64
+}
+
+// Condition is the one word on a volume. The text is status's vocabulary.
+type Condition string
+
+// The conditions.
+const (
+	Healthy    Condition = "healthy"
+	Degraded   Condition = "degraded"
+	CatchingUp Condition = "catching-up"
+	Resyncing  Condition = "resyncing"
+	Suspended  Condition = "suspended"
+	Diverged   Condition = "diverged"
+	SplitBrain Condition = "split-brain"
+	FailedHere Condition = "failed"
+)
+
+// Commit is the commit number, for the frames that carry it.
+func (r *Replica) Commit() record.Seq { return r.commit }
+
+// Epoch is the epoch that this server leads or follows.
+func (r *Replica) Epoch() record.Epoch { return r.hard.Following }
+
+// Size is the volume's present size in bytes, as applied.
+func (r *Replica) Size() int64 { return r.table.Size }
+
+// Holder is the identity that holds a volume that is not shared, "" when none does.
+func (r *Replica) Holder() string {
+	if r.hard.State.Shared {
+		return ""
+	}
+	if h := r.table.holder(); h != nil {
+		return h.Identity
+	}
+	return ""
+}
+
+// View says how the volume is doing here.
+func (r *Replica) View(now Time) View {
+	r.now = max(r.now, now)
+	v := View{
+		Role: r.role, Blank: r.blank(), Config: r.hard.State, Epoch: r.hard.Following,
+		Size: r.table.Size, Holder: r.Holder(), Serving: r.role == wire.RoleMaster && r.m.serving,
+		First: r.first, Last: r.last.Seq, Durable: r.durable, Committed: r.commit,
+		Applied: r.applied, Checkpoint: r.hard.Checkpoint, Counters: maps.Clone(r.counters),
+	}
+	if r.hard.Resync != nil {
+		m := *r.hard.Resync
+		v.Resync = &m
+	}
+	if r.blank() {
+		v.Config = r.cfg.Create
+	}
+	for _, p := range r.peers {
+		w := PeerView{Server: p.id, State: p.state, Reason: p.reason, For: r.now.Sub(p.since),
+			Heard: r.now.Sub(p.lastHeard), InSync: inSync(&r.hard.State, p.id)}
+		if r.role == wire.RoleMaster {
+			w.Durable, w.Applied = p.durable, p.applied
+			w.LagRecords = uint64(r.last.Seq - min(p.durable, r.last.Seq))
+			if w.LagRecords > 0 {
+				w.LagBytes = r.kept.above(p.durable)
+			}
+		}
+		v.Peers = append(v.Peers, w)
+	}
+	v.State, v.Reason, v.Next = r.condition()
+	return v
+}
+
+// condition names how the volume is doing, why, and what the operator can do.
+func (r *Replica) condition() (Condition, string, string) {
+	name := r.cfg.Create.Name
+	switch {
+	case r.role == wire.RoleFailed:
+		return FailedHere, r.reason, "repair the disk, then restart this server; or promote another one: blockrepl promote " + name
+	case !r.splitBy.IsZero():
+		return SplitBrain, fmt.Sprintf("this server and %v both went on alone", r.splitBy), "blockrepl resolve " + name + " --keep SERVER"
+	case r.forgot != "" && r.hard.Resync == nil:
+		return Diverged, r.forgot, fmt.Sprintf("on the master: blockrepl forget %s %v", name, r.cfg.Self)
+	case r.hard.Resync != nil:
+		return Resyncing, fmt.Sprintf("the image is being copied; %d bytes are compared", r.hard.Resync.Offset), ""
+	}
+	switch r.role {
+	case wire.RoleMaster:
+		return r.masterCondition(name)
+	case wire.RoleCandidate:
+		return r.candidateCondition(name)
+	}
+	return r.slaveCondition(name)
+}
+
+func (r *Replica) masterCondition(name string) (Condition, string, string) {
+	if !r.m.serving {
+		return Suspended, fmt.Sprintf("epoch %v begins when its first record is durable on %s", r.epoch(), names(r.unmatched())), ""
+	}
+	for _, p := range r.peers {
+		if inSync(&r.hard.State, p.id) && (!p.joined || p.state == Down) {
+			return Suspended, fmt.Sprintf("writes wait for %v: %s", p.id, p.reason), fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", p.id, name, p.id)
+		}
+	}
+	for _, p := range r.peers {
+		if !inSync(&r.hard.State, p.id) {
+			return Degraded, fmt.Sprintf("%v is not in sync: %v %s", p.id, p.state, p.reason), ""
+		}
+	}
+	return Healthy, "", ""
+}
+
+func (r *Replica) candidateCondition(name string) (Condition, string, string) {
+	var silent []record.ServerID
+	for _, m := range r.c.base.InSync {
+		if m.ID != r.cfg.Self && r.c.pledge(m.ID) == nil {
+			silent = append(silent, m.ID)
+		}
+	}
+	if len(silent) == 0 {
+		return Suspended, "taking epoch " + r.c.epoch.String(), ""
+	}
+	return Suspended, fmt.Sprintf("epoch %v needs the promise of %s", r.c.epoch, names(silent)),
+		fmt.Sprintf("start %s; or, if it is gone for good: blockrepl forget %s %v --force", names(silent), name, silent[0])
+}
+
+func (r *Replica) slaveCondition(name string) (Condition, string, string) {
+	if r.blank() {
+		var missing []record.ServerID
+		for _, p := range r.peers {
+			if p.greeting == nil {
+				missing = append(missing, p.id)
+			}
+		}
+		if len(missing) > 0 {
+			return Suspended, fmt.Sprintf("the volume comes into being when all members are there; missing: %s", names(missing)), ""
+		}
+		return Suspended, "never seen the volume; waiting for " + r.cfg.First.String(), ""
+	}
+	p := r.peer(r.hard.State.Master)
+	if !r.s.joined || p == nil || p.state == Down {
+		why := "no master"
+		if p != nil {
+			why = fmt.Sprintf("no master: %v is %v, %s", p.id, p.state, p.reason)
+		}
+		return Suspended, why, fmt.Sprintf("start %v, or take over here: blockrepl promote %s", r.hard.State.Master, name)
+	}
+	if !inSync(&r.hard.State, r.cfg.Self) {
+		return CatchingUp, fmt.Sprintf("at number %d; not in sync yet", r.last.Seq), ""
+	}
+	if r.last.Seq < r.s.line {
+		return CatchingUp, fmt.Sprintf("at number %d of %d", r.last.Seq, r.s.line), ""
+	}
+	if len(r.hard.State.InSync) < len(r.hard.State.Members) {
+		return Degraded, "in sync: " + names(ids(r.hard.State.InSync)), ""
+	}
+	return Healthy, "", ""
+}
