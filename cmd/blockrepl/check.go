@@ -1,0 +1,66 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+)
+
+func checkCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "check",
+		Usage:     "check a configuration without starting",
+		UsageText: "blockrepl check --config FILE\n   blockrepl check FILE FILE FILE",
+		Description: `Says what "serve" would refuse: unknown keys with line and nearest key, ids, sizes,
+addresses, TLS files, an image or a data directory in use by another process.
+Nothing is created or changed.
+
+With several files, one of each server, also what must be equal among them:
+cluster, servers, and the volumes' sizes and members.
+
+EXAMPLES:
+   blockrepl check --config /etc/blockrepl/blockrepl.toml
+   blockrepl check a.toml b.toml c.toml
+
+EXIT STATUS:
+   0 the configuration is good   2 it is not; a line on each mistake`,
+		Flags: append(configFlags(),
+			&cli.BoolFlag{Name: "offline", Usage: "only the text: do not look for files, devices and locks of this host"}),
+		Action: check,
+	}
+}
+
+func check(c *cli.Context) error {
+	var configs []*Config
+	if c.NArg() == 0 {
+		cfg, err := loadConfig(c)
+		if err != nil {
+			return err
+		}
+		configs = append(configs, cfg)
+	}
+	for _, path := range c.Args().Slice() {
+		if err := c.Set("config", path); err != nil {
+			return usagef("check: %w", err)
+		}
+		cfg, err := loadConfig(c)
+		if err != nil {
+			return err
+		}
+		configs = append(configs, cfg)
+	}
+	if problems := compareConfigs(configs); len(problems) > 0 {
+		return &failure{code: exitUsage, err: errors.Join(problems...)}
+	}
+	if len(configs) == 1 && !c.Bool("offline") {
+		if problems := configs[0].checkHost(); len(problems) > 0 {
+			return &failure{code: exitUsage, err: configs[0].locate(problems)}
+		}
+	}
+	for _, cfg := range configs {
+		fmt.Fprintf(c.App.Writer, "%s: good: cluster %s, server %s, %d servers, %d volumes\n",
+			cfg.source(), cfg.Cluster, cfg.ID, len(cfg.Servers), len(cfg.Volumes))
+	}
+	return nil
+}

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+	"github.com/urfave/cli/v2"
+)
+
+// Comes from: file, then flags and environment. Does: decode, override,
+// complete. Goes to: config_check.go.
+
+// maxConfigBytes bounds the file: the largest sensible one, seven servers and
+// hundreds of volumes, has some ten KiB. A larger one is refused.
+const maxConfigBytes = 1 << 20
+
+// loadConfig reads the file of --config (none: flags and environment alone),
+// lays flags over it, completes and checks it. The error lists all that is wrong.
+func loadConfig(c *cli.Context) (*Config, error) {
+	cfg := defaultConfig()
+	if path := c.String("config"); path != "" {
+		if err := cfg.readFile(path); err != nil {
+			return nil, err
+		}
+	}
+	if err := cfg.override(c); err != nil {
+		return nil, err
+	}
+	cfg.complete()
+	if problems := cfg.Check(); len(problems) > 0 {
+		return nil, &failure{code: exitUsage, err: cfg.locate(problems)}
+	}
+	return cfg, nil
+}
+
+// locate joins problems, a line each, with the file's name before each.
+func (c *Config) locate(problems []error) error {
+	located := make([]error, len(problems))
+	for i, p := range problems {
+		located[i] = fmt.Errorf("%s: %w", c.source(), p)
+	}
+	return errors.Join(located...)
+}
+
+func (c *Config) readFile(path string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return usagef("config: %w", err)
+	}
+	if st.Size() > maxConfigBytes {
+		return usagef("config %s: %d bytes, at most %d are read", path, st.Size(), maxConfigBytes)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return usagef("config: %w", err)
+	}
+	c.path = path
+	return c.parse(string(text))
+}
+
+// parse decodes TOML over c. Unknown keys are refused, with line and nearest key.
+func (c *Config) parse(text string) error {
+	where := c.source()
+	meta, err := toml.Decode(text, c)
+	if perr, ok := errors.AsType[toml.ParseError](err); ok {
+		// The library's text repeats the position; Message alone lacks the key
+		// when a value does not fit its type.
+		message := perr.Message
+		if perr.LastKey != "" {
+			message = fmt.Sprintf("key %q: %s", perr.LastKey, message)
+		}
+		return usagef("%s:%d: %s", where, perr.Position.Line, message)
+	}
+	if err != nil {
+		return usagef("%s: %w", where, err)
+	}
+	var problems []error
+	seen := map[string]bool{}
+	for _, key := range meta.Undecoded() {
+		if seen[key.String()] || len(key) > 1 && seen[toml.Key(key[:len(key)-1]).String()] {
+			continue // a whole unknown table is named once
+		}
+		seen[key.String()] = true
+		known := knownKeys(reflect.TypeFor[Config](), key[:len(key)-1])
+		problems = append(problems, fmt.Errorf("%s:%d: unknown key %q%s",
+			where, lineOf(text, key), key.String(), didYouMean(key[len(key)-1], known)))
+	}
+	if len(problems) > 0 {
+		return &failure{code: exitUsage, err: errors.Join(problems...)}
+	}
+	return nil
+}
+
+// knownKeys lists the keys of the table at path.
+func knownKeys(t reflect.Type, path toml.Key) []string {
+	for t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
+	var keys []string
+	for f := range t.Fields() {
+		name := f.Tag.Get("toml")
+		if name == "" {
+			continue
+		}
+		if len(path) > 0 && name == path[0] {
+			return knownKeys(f.Type, path[1:])
+		}
+		keys = append(keys, name)
+	}
+	if len(path) > 0 {
+		return nil
+	}
+	return keys
+}
+
+var (
+	tableLine = regexp.MustCompile(`^\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$`)
+	keyLine   = regexp.MustCompile(`^\s*([A-Za-z0-9_."'-]+)\s*=`)
+)
+
+// lineOf finds the line of a key, from 1; the decoder does not tell. A key in
+// an inline table is found by its name alone; 0 when it is not found at all.
+func lineOf(text string, key toml.Key) int {
+	table, byName := "", 0
+	last := key[len(key)-1]
+	inline := regexp.MustCompile(`(^|[\s{,])"?` + regexp.QuoteMeta(last) + `"?\s*=`)
+	for i, line := range strings.Split(text, "\n") {
+		if m := tableLine.FindStringSubmatch(line); m != nil {
+			table = strings.ReplaceAll(m[1], `"`, "") + "."
+			if table == key.String()+"." {
+				return i + 1
+			}
+			continue
+		}
+		if m := keyLine.FindStringSubmatch(line); m != nil && table+strings.Trim(m[1], `"'`) == key.String() {
+			return i + 1
+		}
+		if byName == 0 && inline.MatchString(line) {
+			byName = i + 1
+		}
+	}
+	return byName
+}

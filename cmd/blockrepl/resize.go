@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/blockrepl/blockrepl/blockrepl"
+	"github.com/urfave/cli/v2"
+)
+
+func resizeCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "resize",
+		Usage:     "make a volume larger",
+		UsageText: "blockrepl resize VOLUME SIZE [--admin ADDR]",
+		Description: `Gives VOLUME a new SIZE, as 2GiB, on all its servers at one place of its history.
+Images on block devices must be large enough already. Clients see the new size
+when they attach again; then grow the file system (resize2fs, xfs_growfs).
+
+EXAMPLES:
+   blockrepl resize vol0 2GiB
+
+EXIT STATUS:
+   0 done   1 an error   2 not a size   3 refused   6 the server does not answer`,
+		Flags:  adminFlags(),
+		Action: resize,
+	}
+}
+
+func resize(c *cli.Context) error {
+	if err := wantArgs(c, 2, 2, "VOLUME and SIZE"); err != nil {
+		return err
+	}
+	v := VolumeConfig{Name: c.Args().First(), Keep: defaultKeep}
+	var err error
+	if v.Size, err = ParseSize(c.Args().Get(1)); err == nil {
+		err = v.checkSizes()
+	}
+	if err != nil {
+		return usagef("resize: %w", err)
+	}
+	a, err := newAdmin(c)
+	if err != nil {
+		return err
+	}
+	var answer map[string]any
+	return a.command(c, volumePath(v.Name, "resize"), blockrepl.ResizeRequest{SizeBytes: int64(v.Size)}, &answer, func(w io.Writer) {
+		fmt.Fprintf(w, "%s has %s now; attached clients see it when they attach again\n", v.Name, v.Size)
+	})
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/blockrepl/blockrepl/blockrepl"
+)
+
+func verifyCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "verify",
+		Usage:     "compare a server's image with the master's",
+		UsageText: "blockrepl verify VOLUME [--admin ADDR] [--repair]",
+		Description: `Asks a slave to compare its image with the master's, by hashes, at one number of
+the history, while both go on serving. It reads the whole image on both servers;
+only hashes travel. --repair copies what differs.
+
+EXAMPLES:
+   blockrepl verify vol0 --admin 127.0.0.1:10821
+
+EXIT STATUS:
+   0 equal (or repaired)   4 they differ   1 an error   3 refused   6 the server does not answer`,
+		Flags: adminFlags(
+			&cli.BoolFlag{Name: "repair", Usage: "copy what differs from the master"},
+		),
+		Action: verify,
+	}
+}
+
+func verify(c *cli.Context) error {
+	if err := wantArgs(c, 1, 1, "VOLUME"); err != nil {
+		return err
+	}
+	a, err := newAdmin(c)
+	if err != nil {
+		return err
+	}
+	volume := c.Args().First()
+	var r verifyReport
+	request := blockrepl.VerifyRequest{Repair: c.Bool("repair")}
+	err = a.command(c, volumePath(volume, "verify"), request, &r, func(w io.Writer) {
+		fmt.Fprintf(w, "%s: %s compared, %s differ\n", volume, humanBytes(r.ComparedBytes), humanBytes(r.DifferentBytes))
+	})
+	if err != nil || r.DifferentBytes == 0 || r.Repaired {
+		return err
+	}
+	return &failure{code: exitUnhealthy, err: fmt.Errorf("verify %s: the images differ", volume), next: "copy the master's with --repair"}
+}
+
+// verifyReport is the answer to a VerifyRequest.
+type verifyReport struct {
+	ComparedBytes  int64 `json:"compared_bytes"`
+	DifferentBytes int64 `json:"different_bytes"`
+	Repaired       bool  `json:"repaired"`
+}
