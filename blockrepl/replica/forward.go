@@ -456,6 +456,7 @@ func (r *Replica) refuseWaiting(a *attachment, err error) {
 	ops := a.waiting
 	a.waiting, a.asking = nil, false
 	for _, op := range ops {
+		op.stage = opDone
 		r.out.Complete = append(r.out.Complete, Completion{op, err})
 	}
 }

@@ -1,0 +1,348 @@
+package replica
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+)
+
+func three(t *testing.T, policy wire.OnDegraded) *cluster {
+	c := newCluster(t, 3, policy)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	return c
+}
+
+func TestVolumeComesIntoBeingWhenAllMembersAreThere(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b")
+	c.pass(time.Second)
+	c.node("a").want(Suspended)
+	c.start("c")
+	c.pass(time.Second)
+	for _, id := range []string{"a", "b", "c"} {
+		c.node(id).want(Healthy)
+	}
+}
+
+func TestWriteAtTheMasterIsOnEveryServer(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	op := a.write(a.open("db1", 0), 4096, "hello")
+	a.mustComplete(op)
+	c.pass(time.Second)
+	for _, n := range c.nodes {
+		if n.r.last != a.r.last || n.r.applied != a.r.last.Seq {
+			t.Errorf("%v: last %v applied %d, master has %v", n.id, n.r.last, n.r.applied, a.r.last)
+		}
+	}
+}
+
+func TestWriteIsNotAnsweredBeforeASlaveIsDurable(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "first"))
+	b.frozen = true
+	op := a.write(conn, 0, "second")
+	a.mustWait(op)
+	if a.r.applied >= op.seq {
+		t.Fatalf("number %d is applied before it is committed", op.seq)
+	}
+	b.frozen = false
+	b.step(Stored{b.waiting[len(b.waiting)-1]})
+	c.run()
+	a.mustComplete(op)
+}
+
+func TestWriteThroughASlaveIsAnsweredWhenAppliedThere(t *testing.T) {
+	c := three(t, wire.Suspend)
+	b := c.node("b")
+	op := b.write(b.open("db1", 0), 0, "by b")
+	c.pass(50 * time.Millisecond)
+	b.mustComplete(op)
+	if b.r.applied < op.seq {
+		t.Fatalf("answered at number %d, applied %d", op.seq, b.r.applied)
+	}
+}
+
+func TestOtherIdentityIsRefusedWhileTheVolumeIsHeld(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "mine"))
+	op := b.write(b.open("db2", 0), 0, "theirs")
+	c.pass(50 * time.Millisecond)
+	if ok, err := b.completed(op); !ok || !errors.Is(err, ErrHeld) {
+		t.Fatalf("completed %v with %v, want ErrHeld", ok, err)
+	}
+	a.step(Gone{conn})
+	c.pass(50 * time.Millisecond)
+	op = b.write(b.open("db2", 0), 0, "now mine")
+	c.pass(50 * time.Millisecond)
+	b.mustComplete(op)
+}
+
+func TestNewerGenerationDiscardsAStalledForward(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b, cc := c.node("a"), c.node("b"), c.node("c")
+	old := b.open("db1", 1)
+	op := b.write(old, 0, "w0")
+	c.pass(50 * time.Millisecond)
+	b.mustComplete(op)
+	// The forward of W1 is stalled; the client sends W1 again at c, then W2.
+	stalled := &Op{Conn: old, Rec: draftWrite(0, "w1")}
+	var held Effects
+	b.r.Step(c.now, Submit{[]*Op{stalled}}, &held)
+	conn := cc.open("db1", 2)
+	cc.write(conn, 0, "w1")
+	op = cc.write(conn, 0, "w2")
+	c.pass(50 * time.Millisecond)
+	cc.mustComplete(op)
+	last := a.r.last.Seq
+	b.carryOut(&held)
+	c.pass(50 * time.Millisecond)
+	if a.r.last.Seq != last {
+		t.Fatalf("the master numbered %d records after the newer generation", a.r.last.Seq-last)
+	}
+	if b.aborted[old] == "" {
+		t.Fatal("the older connection was not closed")
+	}
+}
+
+func TestSilentSlaveSuspendsWritesUntilItIsBack(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.kill("c")
+	op := a.write(conn, 0, "y")
+	c.pass(5 * time.Second)
+	a.mustWait(op)
+	a.want(Suspended)
+	c.start("c")
+	c.pass(time.Second)
+	a.mustComplete(op)
+	a.want(Healthy)
+}
+
+func TestForgottenSlaveIsNotWaitedForAndComesBack(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.kill("c")
+	op := a.write(conn, 0, "y")
+	res := a.command(func(id uint64) Event { return Forget{ID: id, Server: c.node("c").id} })
+	if res == nil || res.Err != nil || res.Note == "" {
+		t.Fatalf("forget: %+v, want success with a warning", res)
+	}
+	a.mustComplete(op)
+	a.want(Degraded)
+	c.start("c")
+	c.pass(2 * time.Second)
+	a.want(Healthy)
+	c.node("c").want(Healthy)
+}
+
+func TestContinueGoesOnWithoutASilentSlave(t *testing.T) {
+	c := three(t, wire.Continue)
+	a := c.node("a")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.kill("c")
+	op := a.write(conn, 0, "y")
+	a.mustWait(op)
+	c.pass(3 * time.Second)
+	a.mustComplete(op)
+	a.want(Degraded)
+}
+
+func TestGracefulPromotionLosesNothing(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	res := b.command(func(id uint64) Event { return Promote{ID: id} })
+	if res == nil || res.Err != nil || !res.Report.Graceful {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(time.Second)
+	if v := b.r.View(c.now); v.Role != wire.RoleMaster || v.State != Healthy {
+		t.Fatalf("b: %+v", v)
+	}
+	op := a.write(conn, 0, "through the old master")
+	c.pass(100 * time.Millisecond)
+	a.mustComplete(op)
+}
+
+func TestTakeoverOfADeadMaster(t *testing.T) {
+	for _, tc := range []struct {
+		policy wire.OnDegraded
+		dead   bool
+		ok     bool
+	}{
+		{wire.Suspend, false, true},
+		{wire.Suspend, true, true},
+		{wire.Continue, false, false},
+		{wire.Continue, true, true},
+	} {
+		c := three(t, tc.policy)
+		a, b := c.node("a"), c.node("b")
+		conn := a.open("db1", 0)
+		a.mustComplete(a.write(conn, 0, "x"))
+		last := a.r.last
+		c.kill("a")
+		res := b.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: tc.dead} })
+		if res == nil || (res.Err == nil) != tc.ok {
+			t.Fatalf("policy %d dead %v: %+v", tc.policy, tc.dead, res)
+		}
+		if !tc.ok {
+			if res.Report.Needs != "old-master-dead" {
+				t.Fatalf("needs %q", res.Report.Needs)
+			}
+			continue
+		}
+		c.pass(3 * time.Second)
+		if b.r.last.Seq <= last.Seq || !b.r.m.serving {
+			t.Fatalf("b does not serve: %+v", b.r.View(c.now))
+		}
+		op := b.write(b.open("db1", 2), 0, "after")
+		b.mustComplete(op)
+		c.start("a")
+		c.pass(2 * time.Second)
+		for _, n := range c.nodes {
+			n.want(Healthy)
+		}
+	}
+}
+
+func TestMasterRestartsUnderAHigherEpoch(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	before := a.r.epoch()
+	c.kill("a")
+	c.start("a")
+	c.pass(3 * time.Second)
+	if !before.Less(a.r.epoch()) {
+		t.Fatalf("epoch %v after %v", a.r.epoch(), before)
+	}
+	a.want(Healthy)
+}
+
+func TestOldMastersTailIsSetAside(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.unlink(a, b)
+	c.unlink(a, c.node("c"))
+	op := a.write(conn, 0, "never acknowledged")
+	a.mustWait(op)
+	tail := a.r.last
+	if res := b.command(func(id uint64) Event { return Promote{ID: id} }); res == nil || res.Err != nil {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(3 * time.Second)
+	c.link(a, b)
+	c.link(a, c.node("c"))
+	c.pass(3 * time.Second)
+	if sum, ok := a.r.sums.at(tail.Seq); ok && sum == tail.Sum {
+		t.Fatalf("record %v survived on the old master", tail)
+	}
+	// The client's connection lives, so the write is asked for anew.
+	a.mustComplete(op)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+}
+
+func TestReplacedDataDirectoryIsResyncedAfterForget(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, cc := c.node("a"), c.node("c")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.kill("c")
+	cc.log, cc.hard, cc.table, cc.memory = nil, Hard{}, Table{}, nil
+	cc.base.Seq, cc.base.Sum = 0, 0
+	cc.cfg.Incarnation[0] = 77
+	c.start("c")
+	c.pass(3 * time.Second)
+	a.want(Suspended)
+	if res := a.command(func(id uint64) Event { return Forget{ID: id, Server: cc.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget: %+v", res)
+	}
+	c.pass(5 * time.Second)
+	a.mustComplete(a.write(conn, 0, "y"))
+	c.pass(5 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+}
+
+func TestReadOnASlaveWaitsForTheMastersCommitNumber(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	b.step(Read{ID: 5})
+	c.run()
+	if !b.reads[5] || b.r.applied < a.r.commit {
+		t.Fatalf("read granted %v, applied %d of %d", b.reads[5], b.r.applied, a.r.commit)
+	}
+	c.unlink(b, a)
+	b.step(Read{ID: 6})
+	c.pass(5 * time.Second)
+	if b.reads[6] {
+		t.Fatal("a read was granted without a master")
+	}
+}
+
+func TestMasterWithoutItsSlavesLosesTheLease(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	c.pass(time.Second)
+	if c.now >= a.r.Lease() {
+		t.Fatal("no lease in a healthy cluster")
+	}
+	c.unlink(a, c.node("b"))
+	if c.now < a.r.Lease() {
+		t.Fatal("the lease outlives the link")
+	}
+}
+
+func TestSplitBrainIsNamedAndResolved(t *testing.T) {
+	c := newCluster(t, 2, wire.Continue)
+	c.start("a", "b")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	ca := a.open("db1", 0)
+	a.mustComplete(a.write(ca, 0, "x"))
+	c.unlink(a, b)
+	op := a.write(ca, 0, "a alone")
+	c.pass(3 * time.Second)
+	a.mustComplete(op)
+	if res := b.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(3 * time.Second)
+	cb := b.open("db1", 2)
+	b.mustComplete(b.write(cb, 0, "b alone"))
+	c.link(a, b)
+	c.pass(time.Second)
+	a.want(SplitBrain)
+	b.want(SplitBrain)
+	if res := a.command(func(id uint64) Event { return Resolve{ID: id} }); res == nil || res.Err != nil {
+		t.Fatalf("resolve: %+v", res)
+	}
+	c.pass(10 * time.Second)
+	a.want(Healthy)
+	b.want(Healthy)
+	if a.r.View(c.now).Role != wire.RoleMaster {
+		t.Fatal("a is not the master after resolve --keep a")
+	}
+}
