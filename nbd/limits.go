@@ -44,6 +44,8 @@ const (
 	// connReserve is what a connection may hold of buffers without asking the server's budget: nobody else's slowness
 	// can keep it from being served.
 	connReserve = 512 << 10
+	// unixSendBytes is the send buffer asked for on unix sockets: memory of the kernel, at most twice this a connection.
+	unixSendBytes = 2 << 20
 	// keepAlive finds peers that vanished without a word: idle time, then probes. 15 + 3 × 5 s.
 	keepAliveIdle     = 15 * time.Second
 	keepAliveInterval = 5 * time.Second

@@ -85,10 +85,15 @@ func (o *outbox) small(add func(b []byte) []byte, cost int64) {
 	p.b = add(p.b)
 	p.reqs++
 	p.cost += cost
-	o.unlockKick()
+	idle := !o.writing
+	o.mu.Unlock()
+	if idle {
+		o.signal()
+	}
 }
 
-// headed queues the head that add appends and the payload behind it, which accounts for both, and wakes the writer.
+// headed queues the head that add appends and the payload behind it, which accounts for both. The
+// caller then kicks or flushes.
 func (o *outbox) headed(add func(b []byte) []byte, payload piece) {
 	o.mu.Lock()
 	if o.dead {
@@ -100,15 +105,7 @@ func (o *outbox) headed(add func(b []byte) []byte, payload piece) {
 	p.b = add(p.b)
 	o.queue = append(o.queue, payload)
 	o.tail = false
-	o.unlockKick()
-}
-
-func (o *outbox) unlockKick() {
-	idle := !o.writing
 	o.mu.Unlock()
-	if idle {
-		o.signal()
-	}
 }
 
 // smallMax is the most bytes that one small reply may take.

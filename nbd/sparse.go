@@ -18,7 +18,6 @@ func (c *conn) answerSparse(h *header, buf *buffer, cost int64) {
 	switch {
 	case n < len(data):
 		c.out.push(c.sparsePieces(h, buf, cost)...)
-		c.out.kick()
 	case zero:
 		buf.put()
 		c.out.small(func(b []byte) []byte { return appendHole(b, proto.ChunkFlagDone, h.cookie, h.off, len(data)) }, cost)

@@ -184,6 +184,7 @@ func (c *conn) readLarge(h *header, cost int64) bool {
 	}
 	c.pushBatch()
 	c.answerRead(h, buf, cost, err)
+	c.out.flush() // at once, while the data is in this core's cache
 	return true
 }
 
@@ -344,7 +345,7 @@ func (c *conn) answer(r *request, err error) {
 	r.free()
 }
 
-// answerRead ends a read whose data is in buf, or that failed.
+// answerRead ends a read whose data is in buf, or that failed. The caller then kicks or flushes the outbox.
 func (c *conn) answerRead(h *header, buf *buffer, cost int64, err error) {
 	switch {
 	case err != nil && c.hang(err):
