@@ -1,0 +1,207 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Options say which image to open.
+type Options struct {
+	// Path of a regular file or block device; with OpenFile, only a name.
+	Path string
+	// Size of the volume in bytes, a multiple of 512. Zero takes that of the file
+	// or device.
+	Size int64
+	// Create makes the file, sparse, where nothing is at Path.
+	Create bool
+	// Grow allows a file shorter than Size, after a crash between a resize and the
+	// next Sync; else that is ErrSize, as the missing end is somebody's data.
+	Grow bool
+	// OpenFile, when set, gives the File instead of opening Path. Size is
+	// required then, and locks and holes are its business.
+	OpenFile func() (File, error)
+}
+
+// Open opens an image for this process alone. ErrInUse names who has it; ErrSize
+// where it is too small; fs.ErrNotExist without Create. Nothing is written before
+// all checks have passed.
+func Open(o Options) (*Image, error) {
+	im := &Image{path: o.Path}
+	if o.Size < 0 || o.Size > record.MaxSize || o.Size%sector != 0 || o.Size == 0 && (o.Create || o.OpenFile != nil) {
+		return nil, im.wrap("open", record.Extent{}, fmt.Errorf("%w: size %d: must be a multiple of %d, from %d to %d",
+			ErrRange, o.Size, sector, sector, int64(record.MaxSize)))
+	}
+	var err error
+	if o.OpenFile != nil {
+		err = im.openFile(&o)
+	} else {
+		err = im.openPath(&o)
+	}
+	if err != nil {
+		return nil, im.wrap("open", record.Extent{}, err)
+	}
+	return im, nil
+}
+
+func (im *Image) openFile(o *Options) error {
+	f, err := o.OpenFile()
+	if err != nil {
+		return err
+	}
+	d, err := openPlain(f, o.Size)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	im.disk, im.blank = d, d.end == 0
+	im.size.Store(o.Size)
+	return nil
+}
+
+func (im *Image) openPath(o *Options) error {
+	st, err := os.Stat(o.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && o.Create:
+		return im.createFile(o)
+	case err != nil:
+		return err
+	case st.Mode().IsRegular():
+		return im.openRegular(o)
+	case st.Mode()&fs.ModeDevice != 0 && st.Mode()&fs.ModeCharDevice == 0:
+		return im.openDevice(o)
+	}
+	return fmt.Errorf("is a %s: must be a regular file or a block device", st.Mode().Type())
+}
+
+// createFile makes the file under its lock and removes it if that fails halfway.
+func (im *Image) createFile(o *Options) (err error) {
+	f, err := os.OpenFile(o.Path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close(), os.Remove(o.Path))
+		}
+	}()
+	if err := lockFile(f, o.Path); err != nil {
+		return err
+	}
+	if err := f.Truncate(o.Size); err != nil {
+		return fmt.Errorf("make it %d bytes long: %w", o.Size, err)
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := syncDir(filepath.Dir(o.Path)); err != nil {
+		return err
+	}
+	im.use(&file{f: f, fd: int(f.Fd()), size: o.Size, block: 1})
+	im.created, im.blank = true, true
+	return nil
+}
+
+func (im *Image) openRegular(o *Options) (err error) {
+	f, err := os.OpenFile(o.Path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	if err := lockFile(f, o.Path); err != nil {
+		return err
+	}
+	st, err := f.Stat() // after the lock: before, another may have cut it
+	if err != nil {
+		return err
+	}
+	d := &file{f: f, fd: int(f.Fd()), size: o.Size, block: 1}
+	if o.Size == 0 {
+		d.size = st.Size() / sector * sector
+	}
+	switch {
+	case d.size == 0:
+		return fmt.Errorf("%w: the file is empty; name a size", ErrSize)
+	case st.Size() >= d.size:
+	case !o.Grow:
+		return fmt.Errorf("%w: the file has %d bytes, the volume %d", ErrSize, st.Size(), d.size)
+	default:
+		if err := d.truncate(d.size); err != nil {
+			return fmt.Errorf("make it %d bytes long: %w", d.size, err)
+		}
+	}
+	to, hole, err := d.segment(0, d.size)
+	if err != nil {
+		return err
+	}
+	im.use(d)
+	im.blank = hole && to == d.size
+	return nil
+}
+
+// openDevice claims the device: O_EXCL fails while it is mounted, part of another
+// device, or claimed by somebody else.
+func (im *Image) openDevice(o *Options) (err error) {
+	f, err := os.OpenFile(o.Path, os.O_RDWR|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%w by %s", ErrInUse, deviceHolder(o.Path))
+	}
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	fd := int(f.Fd())
+	have, err := deviceSize(fd)
+	if err != nil {
+		return err
+	}
+	block, err := unix.IoctlGetInt(fd, unix.BLKSSZGET)
+	if err != nil {
+		return fmt.Errorf("ask for the device's block size: %w", err)
+	}
+	d := &file{f: f, fd: fd, device: true, size: o.Size, block: int64(max(block, sector))}
+	if o.Size == 0 {
+		d.size = have / sector * sector
+	}
+	if have < d.size || d.size == 0 {
+		return fmt.Errorf("%w: the device has %d bytes, the volume %d", ErrSize, have, d.size)
+	}
+	im.use(d)
+	return nil
+}
+
+func (im *Image) use(d *file) {
+	im.disk = d
+	im.size.Store(d.size)
+}
+
+func deviceSize(fd int) (int64, error) {
+	var n uint64
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.BLKGETSIZE64, uintptr(unsafe.Pointer(&n))); errno != 0 {
+		return 0, fmt.Errorf("ask for the device's size: %w", errno)
+	}
+	return int64(min(n, record.MaxSize)), nil
+}
+
+// syncDir makes a new file's name durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
