@@ -71,6 +71,15 @@ func Alloc(n int) []byte {
 	return p[:n]
 }
 
+// AllocRaw gives a buffer of n bytes for a whole record as read from a disk or a
+// link, HeaderSize <= n <= HeaderSize+MaxPayload, for Decode. Record.Free gives it
+// back.
+func AllocRaw(n int) []byte {
+	p := Alloc(n - HeaderSize)
+	raw, _ := withRoom(p)
+	return raw
+}
+
 // Free gives back a buffer of Alloc. Any other slice is ignored, so that a
 // caller need not know where it came from. The caller must not use p again.
 func Free(p []byte) {

@@ -1,0 +1,320 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Journal is the database of one server. Its methods may be called from any
+// goroutine.
+type Journal struct {
+	o        Options
+	fs       vfs.FS
+	logger   *logger
+	readOnly bool
+	lock     *pebble.Lock
+	db       *pebble.DB
+	space    space
+
+	// apply guards the order of batches in pebble, and that nobody enters it
+	// after a panic of its commit path, which leaves pebble's own lock held.
+	apply     sync.Mutex
+	applied   uint64 // batches given to pebble; guarded by apply
+	abandoned bool   // pebble panicked; guarded by apply
+	failedAt  atomic.Uint64
+	failure   atomic.Pointer[error]
+
+	mu     sync.Mutex // guards logs and closed; no I/O under it except opening a log
+	logs   map[record.VolumeID]*Log
+	closed bool
+
+	janitor janitor
+}
+
+// Open opens the journal in o.Dir for this process alone, and creates it when the
+// directory holds none. ErrLocked when another process has it, ErrFormat when the
+// directory holds something else.
+func Open(o Options) (*Journal, error) { return open(o, false) }
+
+// OpenReadOnly opens an existing journal of a stopped server for looking at it.
+// Nothing is written, not even what a recovery would clean up.
+func OpenReadOnly(o Options) (*Journal, error) { return open(o, true) }
+
+func open(o Options, readOnly bool) (*Journal, error) {
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MemTableBytes == 0 {
+		o.MemTableBytes = memTableSize
+	}
+	if o.ReserveBytes == 0 {
+		o.ReserveBytes = reserveDefault
+	}
+	j := &Journal{
+		o: o, fs: o.FS, readOnly: readOnly,
+		logger: &logger{log: o.Logger, fatal: o.Fatal},
+		logs:   map[record.VolumeID]*Log{},
+	}
+	j.failedAt.Store(math.MaxUint64)
+	j.space.init(o)
+	j.janitor.init() // pebble flushes while it opens
+	if err := j.openDB(); err != nil {
+		return nil, fmt.Errorf("open journal %s: %w", o.Dir, err)
+	}
+	if err := j.checkFormat(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open journal %s: %w", o.Dir, err), j.closeDB())
+	}
+	if !readOnly {
+		j.janitor.start(j)
+	}
+	return j, nil
+}
+
+func (j *Journal) openDB() error {
+	if !j.readOnly {
+		if err := j.fs.MkdirAll(j.o.Dir, 0o700); err != nil {
+			return fmt.Errorf("create directory: %w", err)
+		}
+	}
+	var err error
+	j.lock, err = pebble.LockDirectory(j.o.Dir, j.fs)
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) {
+		return fmt.Errorf("%w: stop the server that runs on it: %w", ErrLocked, err)
+	}
+	if err != nil {
+		return fmt.Errorf("lock directory: %w", err)
+	}
+	o := j.pebbleOptions(j.readOnly)
+	o.Lock = j.lock
+	j.db, err = pebble.Open(j.o.Dir, o)
+	if err != nil {
+		return errors.Join(fmt.Errorf("open pebble: %w", err), j.lock.Close())
+	}
+	return nil
+}
+
+// checkFormat compares the format's name with ours and writes it into an empty database.
+func (j *Journal) checkFormat() error {
+	got, closer, err := j.db.Get([]byte{keyFormat})
+	if err == nil {
+		defer closer.Close()
+		if string(got) != formatName {
+			return fmt.Errorf("%w: it says %q, this program knows %q", ErrFormat, got, formatName)
+		}
+		return nil
+	}
+	if !errors.Is(err, pebble.ErrNotFound) {
+		return fmt.Errorf("read format: %w", err)
+	}
+	it, err := j.db.NewIter(nil)
+	if err != nil {
+		return fmt.Errorf("read format: %w", err)
+	}
+	empty := !it.First()
+	if err := it.Close(); err != nil {
+		return fmt.Errorf("read format: %w", err)
+	}
+	if !empty || j.readOnly {
+		return fmt.Errorf("%w: a database without our format's name", ErrFormat)
+	}
+	if err := j.db.Set([]byte{keyFormat}, []byte(formatName), pebble.Sync); err != nil {
+		return fmt.Errorf("write format: %w", err)
+	}
+	return nil
+}
+
+// events connects pebble's events: the janitor works after flushes, and damage and
+// trouble are logged, never fatal by themselves.
+func (j *Journal) events() *pebble.EventListener {
+	return &pebble.EventListener{
+		FlushEnd: func(pebble.FlushInfo) { j.janitor.wake() },
+		BackgroundError: func(err error) {
+			if errors.Is(err, syscall.ENOSPC) {
+				j.space.full()
+			}
+			j.logger.Errorf("in the background: %v", err)
+		},
+		DataCorruption: func(i pebble.DataCorruptionInfo) { j.logger.Errorf("%s", i) },
+		WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
+			j.o.Logger.Debug("journal waits for its disk", "reason", i.Reason)
+		},
+	}
+}
+
+// Log gives the log of a volume, opens it when it is not open yet, and creates it
+// when there is none (it is on disk with its first Write). The log's end is
+// verified; damage that leaves the end known is in Log.Damage. With a
+// *CorruptError the end is not known: the log is returned too, but only for Meta,
+// Quarantines and a Write with Reset.
+func (j *Journal) Log(v record.VolumeID) (*Log, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return nil, ErrClosed
+	}
+	if l, ok := j.logs[v]; ok {
+		return l, l.broken()
+	}
+	l := &Log{j: j, v: v}
+	if err := l.open(); err != nil {
+		var c *CorruptError
+		if !errors.As(err, &c) {
+			return nil, err
+		}
+		l.bad = c
+	}
+	j.logs[v] = l
+	return l, l.broken()
+}
+
+// Volumes lists the volumes that have a log on disk, in order of their ids.
+func (j *Journal) Volumes() ([]record.VolumeID, error) {
+	if err := j.usable(); err != nil {
+		return nil, err
+	}
+	var out []record.VolumeID
+	err := j.scan([]byte{keyState}, func(k, _ []byte) error {
+		if len(k) == volumeKeyLen {
+			out = append(out, record.VolumeID(k[1:]))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list volumes of journal %s: %w", j.o.Dir, err)
+	}
+	return out, nil
+}
+
+// DropVolume removes everything of a volume, durable when it returns. A Log of it
+// must not be used any more.
+func (j *Journal) DropVolume(v record.VolumeID) error {
+	j.mu.Lock()
+	delete(j.logs, v)
+	j.mu.Unlock()
+	b := j.db.NewBatch()
+	for _, prefix := range []byte{keyState, keyMeta, keyQuarantine, keyRecord} {
+		lo := volumeKey(prefix, v)
+		if err := b.DeleteRange(lo, after(lo), nil); err != nil {
+			return fmt.Errorf("drop volume %s: %w", v, err)
+		}
+	}
+	p, err := j.commit(b, true)
+	if err == nil {
+		err = p.Wait()
+	}
+	if err != nil {
+		return fmt.Errorf("drop volume %s: %w", v, err)
+	}
+	lo := volumeKey(keyRecord, v)
+	j.janitor.add(span{lo, after(lo)})
+	return nil
+}
+
+// Free is how many bytes ordinary writes may still add, by the free space of the
+// file system without the reserve. It is a look at the present, not a reservation.
+func (j *Journal) Free() int64 { return j.space.free() }
+
+// DiskBytes is what the database occupies on disk now, in bytes.
+func (j *Journal) DiskBytes() int64 { return int64(j.db.Metrics().DiskSpaceUsage()) }
+
+// Err is nil while the journal works, and wraps ErrFailed from the first failed
+// write or sync on.
+func (j *Journal) Err() error {
+	if e := j.failure.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// Close syncs what was written, ends all goroutines and releases the directory. No
+// other method may run or be called after it. A second Close does nothing.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return nil
+	}
+	j.closed = true
+	logs := j.logs
+	j.logs = nil
+	j.mu.Unlock()
+
+	var errs []error
+	if !j.readOnly {
+		j.janitor.stop()
+		if j.Err() == nil {
+			for _, l := range sortedLogs(logs) {
+				errs = append(errs, l.persistState())
+			}
+			errs = append(errs, j.syncAll())
+		}
+	}
+	if err := errors.Join(append(errs, j.closeDB())...); err != nil {
+		return fmt.Errorf("close journal %s: %w", j.o.Dir, err)
+	}
+	return nil
+}
+
+func sortedLogs(logs map[record.VolumeID]*Log) []*Log {
+	out := make([]*Log, 0, len(logs))
+	for _, l := range logs {
+		out = append(out, l)
+	}
+	slices.SortFunc(out, func(a, b *Log) int { return slices.Compare(a.v[:], b.v[:]) })
+	return out
+}
+
+// closeDB closes pebble, unless it panicked while it held its own locks: then it
+// is left alone, and the process has been told to end.
+func (j *Journal) closeDB() error {
+	j.apply.Lock()
+	abandoned := j.abandoned
+	j.apply.Unlock()
+	if abandoned {
+		return j.Err()
+	}
+	return errors.Join(j.db.Close(), j.lock.Close())
+}
+
+// usable says whether reads make sense.
+func (j *Journal) usable() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return ErrClosed
+	}
+	return nil
+}
+
+// scan calls fn for each key that begins with prefix. Key and value are valid
+// during the call only.
+func (j *Journal) scan(prefix []byte, fn func(k, v []byte) error) error {
+	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
+	if err != nil {
+		return err
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		v, err := it.ValueAndErr()
+		if err == nil {
+			err = fn(it.Key(), v)
+		}
+		if err != nil {
+			return errors.Join(err, it.Close())
+		}
+	}
+	return errors.Join(it.Error(), it.Close())
+}

@@ -1,0 +1,241 @@
+package journal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Get gives one record, verified, in memory of its own. ErrTrimmed below First,
+// ErrNotYet above Last, *CorruptError when it is damaged or missing.
+func (l *Log) Get(seq record.Seq) (*record.Record, error) {
+	if err := l.within(seq); err != nil {
+		return nil, err
+	}
+	r, _, err := l.get(seq)
+	if err != nil {
+		return nil, l.orTrimmed(seq, err)
+	}
+	return r, nil
+}
+
+// Read calls fn for the records from..to in order, verified each by itself and
+// against the one before, until maxBytes of them were given (at least one) or fn
+// returns an error. It returns the number to continue with. A record is fn's to
+// keep. ErrTrimmed and ErrNotYet are about from; to may be behind the end.
+func (l *Log) Read(from, to record.Seq, maxBytes int, fn func(*record.Record) error) (next record.Seq, err error) {
+	if err := l.within(from); err != nil {
+		return from, err
+	}
+	l.mu.RLock()
+	last, begin := l.last, l.state.begin
+	ranges := l.state.ranges(from, min(to, last.Seq))
+	l.mu.RUnlock()
+	c := cursor{l: l, next: from, left: min(maxBytes, readBytesMax), fn: fn}
+	if from == begin.Seq+1 {
+		c.prev = &begin
+	}
+	for _, r := range ranges {
+		if err := c.run(r); err != nil {
+			return c.next, l.orTrimmed(c.next, err)
+		}
+		if c.left <= 0 {
+			break
+		}
+	}
+	return c.next, nil
+}
+
+// within says whether seq is in First..Last.
+func (l *Log) within(seq record.Seq) error {
+	if err := l.j.usable(); err != nil {
+		return err
+	}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	switch {
+	case seq <= l.state.begin.Seq:
+		return fmt.Errorf("read record %d of volume %s, the first kept is %d: %w", seq, l.v, l.state.begin.Seq+1, ErrTrimmed)
+	case l.bad != nil:
+		return l.bad
+	case seq > l.last.Seq:
+		return fmt.Errorf("read record %d of volume %s, the last is %d: %w", seq, l.v, l.last.Seq, ErrNotYet)
+	}
+	return nil
+}
+
+// orTrimmed turns a hole into ErrTrimmed when the record was trimmed meanwhile.
+func (l *Log) orTrimmed(seq record.Seq, err error) error {
+	if errors.Is(err, ErrMissing) {
+		if e := l.within(seq); e != nil {
+			return e
+		}
+	}
+	return err
+}
+
+// get reads and verifies one record of the log's segments, with its offset.
+func (l *Log) get(seq record.Seq) (*record.Record, uint64, error) {
+	l.mu.RLock()
+	id := l.state.segmentOf(seq)
+	l.mu.RUnlock()
+	return l.j.getRecord(l.v, id, seq)
+}
+
+func (j *Journal) getRecord(v record.VolumeID, segment uint32, seq record.Seq) (*record.Record, uint64, error) {
+	value, closer, err := j.db.Get(recordKey(v, segment, seq))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, 0, &CorruptError{v, seq, ErrMissing}
+	}
+	if err != nil {
+		return nil, 0, readError(v, seq, err)
+	}
+	r, offset, err := decodeValue(v, seq, value)
+	return r, offset, errors.Join(err, closer.Close())
+}
+
+// readError tells damage of a table, which concerns one record, from a disk that
+// does not answer.
+func readError(v record.VolumeID, seq record.Seq, err error) error {
+	if pebble.IsCorruptionError(err) {
+		return &CorruptError{v, seq, err}
+	}
+	return fmt.Errorf("read record %d of volume %s: %w", seq, v, err)
+}
+
+// decodeValue copies and verifies the value of a record's key.
+func decodeValue(v record.VolumeID, seq record.Seq, value []byte) (*record.Record, uint64, error) {
+	if len(value) < offsetLen+record.HeaderSize || len(value) > offsetLen+largestRecord {
+		return nil, 0, &CorruptError{v, seq, fmt.Errorf("%w: value of %d bytes", record.ErrCorrupt, len(value))}
+	}
+	raw := record.AllocRaw(len(value) - offsetLen)
+	copy(raw, value[offsetLen:])
+	r, err := record.Decode(raw)
+	if err != nil {
+		return nil, 0, &CorruptError{v, seq, err}
+	}
+	if r.Volume != v || r.Seq != seq {
+		return nil, 0, &CorruptError{v, seq, fmt.Errorf("%w: it is record %d of volume %s", record.ErrCorrupt, r.Seq, r.Volume)}
+	}
+	offset := binary.LittleEndian.Uint64(value)
+	if offset < uint64(len(r.Raw)) {
+		return nil, 0, &CorruptError{v, seq, fmt.Errorf("%w: offset %d", record.ErrCorrupt, offset)}
+	}
+	return r, offset, nil
+}
+
+// position gives the position and offset of a number from begin to last.
+func (l *Log) position(seq record.Seq) (record.Pos, uint64, error) {
+	l.mu.RLock()
+	s, last, offset := &l.state, l.last, l.offset
+	if seq == s.begin.Seq {
+		last, offset = s.begin, s.beginOffset
+	}
+	l.mu.RUnlock()
+	if seq == last.Seq {
+		return last, offset, nil
+	}
+	r, offset, err := l.get(seq)
+	if err != nil {
+		return record.Pos{}, 0, err
+	}
+	return r.Pos(), offset, nil
+}
+
+// positionOrNext is position, told by the record behind when the record itself is
+// damaged.
+func (l *Log) positionOrNext(seq record.Seq) (record.Pos, uint64, error) {
+	pos, offset, err := l.position(seq)
+	var c *CorruptError
+	if !errors.As(err, &c) {
+		return pos, offset, err
+	}
+	r, offset, err2 := l.get(seq + 1)
+	if err2 != nil {
+		return record.Pos{}, 0, errors.Join(err, err2)
+	}
+	return record.Pos{Seq: seq, Sum: r.Prev}, offset - uint64(len(r.Raw)), nil
+}
+
+// cursor gives records in order to fn.
+type cursor struct {
+	l    *Log
+	next record.Seq
+	prev *record.Pos // of next-1; nil: not known
+	left int         // bytes
+	fn   func(*record.Record) error
+}
+
+// run gives the records of one range, first by an iterator. Where that meets
+// damage, by a Get for each: a damaged block hides its neighbours from an iterator
+// even when they were replaced since.
+func (c *cursor) run(r keyRange) error {
+	err := c.iterate(r)
+	var corrupt *CorruptError
+	if !errors.As(err, &corrupt) || c.next > r.Last {
+		return err
+	}
+	for c.next <= r.Last && c.left > 0 {
+		rec, _, err := c.l.j.getRecord(c.l.v, r.Segment, c.next)
+		if err == nil {
+			err = c.give(rec)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *cursor) iterate(r keyRange) (err error) {
+	lo, hi := r.bounds(c.l.v)
+	it, err := c.l.j.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
+	if err != nil {
+		return readError(c.l.v, c.next, err)
+	}
+	defer func() {
+		if e := it.Close(); err == nil && e != nil {
+			err = readError(c.l.v, c.next, e)
+		}
+	}()
+	for ok := it.First(); ok && c.left > 0; ok = it.Next() {
+		if _, seq, good := parseRecordKey(it.Key()); !good || seq != c.next {
+			return &CorruptError{c.l.v, c.next, ErrMissing}
+		}
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return readError(c.l.v, c.next, err)
+		}
+		rec, _, err := decodeValue(c.l.v, c.next, value)
+		if err == nil {
+			err = c.give(rec)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := it.Error(); err != nil {
+		return readError(c.l.v, c.next, err)
+	}
+	if c.left > 0 && c.next <= r.Last {
+		return &CorruptError{c.l.v, c.next, ErrMissing}
+	}
+	return nil
+}
+
+// give checks the chain and hands the record to fn.
+func (c *cursor) give(rec *record.Record) error {
+	if c.prev != nil && rec.Prev != c.prev.Sum {
+		return &CorruptError{c.l.v, rec.Seq, fmt.Errorf("%w: prev is %016x, record %d has sum %016x", record.ErrCorrupt, rec.Prev, c.prev.Seq, c.prev.Sum)}
+	}
+	if err := c.fn(rec); err != nil {
+		return err
+	}
+	pos := rec.Pos()
+	c.prev, c.next, c.left = &pos, rec.Seq+1, c.left-len(rec.Raw)
+	return nil
+}
