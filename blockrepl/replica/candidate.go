@@ -72,6 +72,13 @@ func (r *Replica) mayRestart() {
 		r.forgot != "" || r.hard.Resync != nil || r.deposed(&base) || !r.splitBy.IsZero() {
 		return
 	}
+	if !r.allGreeted() && r.now < r.born.Add(r.cfg.PeerTimeout/4) {
+		r.wake(r.born.Add(r.cfg.PeerTimeout / 4))
+		return // someone may know that the mastership has passed on
+	}
+	if r.hard.Promised.Server != r.cfg.Self && r.now < r.promisedAt.Add(2*r.cfg.PeerTimeout) {
+		return // whoever holds our promise may be using it
+	}
 	r.candidate(&candidate{kind: restarting, base: base, wait: r.born.Add(r.cfg.PeerTimeout / 2)})
 }
 
@@ -159,7 +166,7 @@ func (r *Replica) onPrepare(p *peer, q *wire.Prepare) {
 			r.stepDown(fmt.Sprintf("server %v takes epoch %v", p.id, q.Epoch))
 		}
 		r.leaveMaster()
-		r.hard.Promised = q.Epoch
+		r.hard.Promised, r.promisedAt = q.Epoch, r.now
 		r.note("promised", "epoch", q.Epoch.String(), "to", p.id.String())
 	}
 	session := p.session
@@ -248,7 +255,7 @@ func (r *Replica) refused(p *peer, m *wire.Promise) {
 				r.askPromise(p)
 			}
 		}
-	case c.epoch.Compare(m.Greeting.Promised) <= 0:
+	case c.epoch.Counter <= m.Greeting.Promised.Counter && c.epoch != m.Greeting.Promised:
 		again := *c
 		again.pledges, again.own = nil, false
 		r.candidate(&again)
@@ -302,7 +309,7 @@ func (r *Replica) tryElect() {
 		set = r.promoteSet()
 	}
 	if set == nil {
-		if c.command != 0 && r.now >= c.give {
+		if c.kind == promoting && r.now >= c.give {
 			r.giveUp()
 		}
 		return
@@ -317,10 +324,36 @@ func (r *Replica) tryElect() {
 	}
 	command, epoch := c.command, c.epoch
 	r.hard.Proposed = nil
-	r.beginEpoch(epoch, st, base.Number, c.loss)
+	r.beginEpoch(epoch, st, r.baseNumber(), c.loss)
 	if command != 0 {
 		r.g.done(r, command, epoch)
 	}
+}
+
+// baseNumber is the number of the last state of our newest epoch on the way to
+// the base: states of that epoch with a higher number are not our ancestors.
+// When the base is of an epoch that never reached our journal, whoever told us
+// of it knows on what it was built.
+func (r *Replica) baseNumber() uint64 {
+	base := &r.c.base
+	if len(r.hard.History) == 0 {
+		return base.Number
+	}
+	prev := r.hard.History[len(r.hard.History)-1].Epoch
+	if base.Epoch == prev {
+		return base.Number
+	}
+	for _, p := range r.c.pledges {
+		for i, h := range p.greeting.History {
+			if i > 0 && h.Epoch == base.Epoch && p.greeting.History[i-1].Epoch == prev {
+				return h.BaseNumber
+			}
+		}
+	}
+	if r.hard.State.Epoch == prev {
+		return r.hard.State.Number
+	}
+	return 0
 }
 
 func (r *Replica) giveUp() {

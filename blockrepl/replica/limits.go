@@ -9,9 +9,12 @@ const (
 	windowRecordsMax = 4096
 	// windowBytesMax bounds their bytes, likewise.
 	windowBytesMax = 64 << 20
-	// sumsMax is how many header sums of recent records are kept in memory (128 KiB);
+	// sumsMax is how many header sums of recent records are kept in memory (512 KiB), for positions
+	// of acknowledgements under way;
 	// older ones are asked for by Effects.Lookups.
-	sumsMax = 1 << 14
+	sumsMax = 1 << 16
+	// sumsMin is how many a volume begins with.
+	sumsMin = 1 << 10
 	// entriesMax bounds the attachment table: beyond it the oldest detached
 	// identities are forgotten, and what they still have under way is discarded.
 	entriesMax = 4096

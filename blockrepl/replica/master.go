@@ -25,6 +25,9 @@ type master struct {
 	again   Time // take a new epoch then, because this one is fenced; 0: no
 	asks    []ask
 	early   []early
+	// leaseFrom: answers to heartbeats sent before it give no lease (a handover that
+	// was offered and not used: the other may have begun to serve).
+	leaseFrom Time
 }
 
 // handover is a master that steps down for To.
@@ -191,7 +194,10 @@ func (r *Replica) tickMaster() {
 	}
 	if h := r.m.leaving; h != nil && r.now >= h.until {
 		r.warn("handover was not used; going on as master", "to", h.to.String())
-		r.m.leaving = nil
+		r.m.leaving, r.m.leaseFrom = nil, r.now
+		for _, p := range r.peers {
+			p.lease = 0
+		}
 		r.routeHeld()
 	}
 }

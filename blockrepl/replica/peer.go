@@ -31,6 +31,7 @@ type peer struct {
 	session     uint64 // 0: no link
 	incarnation record.Incarnation
 	greeting    *wire.Greeting // newest of this session; nil before
+	asked       bool           // a Query is unanswered
 	lastHeard   Time
 
 	state  PeerState
@@ -153,11 +154,20 @@ func (r *Replica) greeting() *wire.Greeting {
 	return &wire.Greeting{
 		Name: r.cfg.Create.Name, UUID: r.hard.State.UUID, Incarnation: r.cfg.Incarnation,
 		State: r.hard.State, Promised: r.hard.Promised, Following: r.hard.Following,
-		History: slices.Clone(r.hard.History), Last: r.last, First: r.first,
+		History: slices.Clone(r.hard.History), Last: r.durablePos(), First: r.first,
 		Checkpoint: r.hard.Checkpoint, Applied: r.applied, Committed: r.commit, Role: r.role,
 		Resyncing: r.hard.Resync != nil, Forgot: r.forgot != "", SplitBrain: !r.splitBy.IsZero(),
 		Size: r.cfg.Create.Size, Memory: slices.Clone(r.memory), Free: r.free,
 	}
+}
+
+// durablePos is the end of what is fsynced here.
+func (r *Replica) durablePos() record.Pos {
+	sum, ok := r.sums.at(r.durable)
+	if !ok {
+		panic(fmt.Sprintf("blockrepl: bug: sum of number %d is forgotten; last is %d", r.durable, r.last.Seq))
+	}
+	return record.Pos{Seq: r.durable, Sum: sum}
 }
 
 // onGreeting compares the other server's past with ours and does what our role
@@ -167,8 +177,9 @@ func (r *Replica) onGreeting(p *peer, g *wire.Greeting) {
 		r.setState(p, Down, why)
 		return
 	}
-	p.greeting, p.incarnation = g, g.Incarnation
+	p.greeting, p.incarnation, p.asked = g, g.Incarnation, false
 	r.hearMemory(p, g)
+	r.hearAnnounced(p, g)
 	if r.split(p, g) {
 		return
 	}
@@ -234,6 +245,15 @@ func (r *Replica) hearMemory(p *peer, g *wire.Greeting) {
 	}
 }
 
+// hearAnnounced remembers what a peer says that it holds, unless it is less than
+// we remember.
+func (r *Replica) hearAnnounced(p *peer, g *wire.Greeting) {
+	if g.UUID.IsZero() || g.Resyncing || g.Following.IsZero() || r.amnesia(g, p.id) != "" {
+		return
+	}
+	r.rememberAt(p.id, wire.Memory{Server: p.id, Incarnation: g.Incarnation, Epoch: g.Following, Durable: g.Last})
+}
+
 // amnesia says why a peer's past is not what we remember of it, or "".
 func (r *Replica) amnesia(g *wire.Greeting, id record.ServerID) string {
 	if g.Forgot {
@@ -262,8 +282,11 @@ func (r *Replica) findMemory(id record.ServerID) (int, bool) {
 // remember notes the highest durable position that a peer acknowledged. It is
 // stored with batches that are written anyway.
 func (r *Replica) remember(p *peer, at record.Pos) {
-	i, ok := r.findMemory(p.id)
-	m := wire.Memory{Server: p.id, Incarnation: p.incarnation, Epoch: r.epoch(), Durable: at}
+	r.rememberAt(p.id, wire.Memory{Server: p.id, Incarnation: p.incarnation, Epoch: r.epoch(), Durable: at})
+}
+
+func (r *Replica) rememberAt(id record.ServerID, m wire.Memory) {
+	i, ok := r.findMemory(id)
 	if !ok {
 		r.memory = slices.Insert(r.memory, i, m)
 	} else {
@@ -280,6 +303,7 @@ func (r *Replica) onLeaving(p *peer, m *wire.Leaving) {
 	}
 	r.note("peer leaves", "peer", p.id.String(), "reason", reason, "failed", m.Failed)
 	p.joined, p.joining, p.admitting, p.lease = false, false, false, 0
+	p.greeting = nil
 	r.setState(p, Down, reason)
 	if m.Failed {
 		p.lastHeard = r.now.Add(-r.cfg.PeerTimeout - time.Nanosecond)

@@ -67,7 +67,7 @@ func (r *Replica) promote(ev Promote) {
 	for _, p := range r.peers {
 		if p.session != 0 {
 			r.g.asked = append(r.g.asked, p.id)
-			p.greeting = nil
+			p.asked = true
 			r.send(p, &wire.Query{})
 		}
 	}
@@ -121,7 +121,7 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 		promised = r.hard.Promised
 	}
 	for _, p := range r.peers {
-		if g := p.greeting; g != nil {
+		if g := p.greeting; g != nil && !p.asked {
 			answers++
 			if newer(&g.State, &base) {
 				base = g.State
@@ -141,7 +141,7 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 	var master *wire.Greeting
 	for _, p := range r.peers {
 		line := PromoteLine{Server: p.id, InSync: inSync(&base, p.id)}
-		if g := p.greeting; g != nil {
+		if g := p.greeting; g != nil && !p.asked {
 			line.Answers, line.Role, line.Last, line.Epoch = true, g.Role, g.Last.Seq, g.Following
 			known = max(known, g.Last.Seq)
 			if p.id == base.Master && g.Role == wire.RoleMaster {

@@ -133,7 +133,7 @@ func (r *Replica) onHeartbeatAck(p *peer, m *wire.HeartbeatAck) {
 	if r.role != wire.RoleMaster || !p.joined || m.Epoch != r.epoch() || m.Incarnation != p.incarnation {
 		return
 	}
-	if m.OK && Time(m.SentAt) <= r.now {
+	if m.OK && Time(m.SentAt) <= r.now && Time(m.SentAt) >= r.m.leaseFrom {
 		p.lease = max(p.lease, Time(m.SentAt).Add(r.cfg.PeerTimeout-r.cfg.PeerTimeout/leaseMargin))
 	}
 	r.onAck(p, &m.Ack)

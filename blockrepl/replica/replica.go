@@ -32,6 +32,8 @@ type Replica struct {
 	reason string // of RoleFailed
 	forgot string // why this server's past is not believed; "" when it is
 	born   Time
+	// promisedAt is when the newest promise was given, for who may take it up again.
+	promisedAt Time
 
 	m *master    // when role is master
 	c *candidate // when role is candidate
@@ -102,6 +104,8 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 		r.numbered.apply(m, r.hard.State.Shared)
 	}
 	r.f.next = cfg.OpBase
+	r.l.until = now.Add(cfg.PeerTimeout) // the last run may have granted it
+	r.promisedAt = now
 	r.setPeers(r.members())
 	r.redo = redo{pending: !r.blank(), held: saved.Last.Seq}
 	r.kept.reset(r.first - 1)

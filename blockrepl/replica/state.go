@@ -89,7 +89,7 @@ func common(a []wire.EpochStart, aLast record.Seq, b []wire.EpochStart, bLast re
 // endOf is the last number of the i-th epoch of h.
 func endOf(h []wire.EpochStart, i int, last record.Seq) record.Seq {
 	if i+1 < len(h) {
-		return h[i+1].First.Seq - 1
+		return min(h[i+1].First.Seq-1, last) // an epoch may be known before its record came
 	}
 	return last
 }

@@ -5,8 +5,8 @@ import "github.com/blockrepl/blockrepl/journal/record"
 // sums keeps the header sums of the newest records, so that positions can be
 // compared without the journal.
 //
-// Invariant: ring[(first+i) % sumsMax] is the sum of record first+i, for every
-// i < count; count <= sumsMax.
+// Invariant: ring[(first+i) % len(ring)] is the sum of record first+i, for every
+// i < count; count <= len(ring) <= sumsMax.
 type sums struct {
 	ring  []uint64
 	first record.Seq
@@ -29,15 +29,25 @@ func newSums(last record.Pos, newest []uint64) sums {
 
 // push adds the sum of the next number.
 func (s *sums) push(sum uint64) {
-	if s.ring == nil {
-		s.ring = make([]uint64, sumsMax)
+	if s.count == len(s.ring) && s.count < sumsMax {
+		s.grow()
 	}
-	s.ring[(uint64(s.first)+uint64(s.count))%sumsMax] = sum
-	if s.count == sumsMax {
+	if s.count == len(s.ring) {
 		s.first++
-		return
+		s.count--
 	}
+	s.ring[(uint64(s.first)+uint64(s.count))%uint64(len(s.ring))] = sum
 	s.count++
+}
+
+// grow doubles the ring: most volumes need only a little of it.
+func (s *sums) grow() {
+	bigger := make([]uint64, max(sumsMin, 2*len(s.ring)))
+	for i := range s.count {
+		q := uint64(s.first) + uint64(i)
+		bigger[q%uint64(len(bigger))] = s.ring[q%uint64(len(s.ring))]
+	}
+	s.ring = bigger
 }
 
 // at gives the sum of number seq if it is remembered. Number 0 has sum 0.
@@ -48,7 +58,7 @@ func (s *sums) at(seq record.Seq) (uint64, bool) {
 	if seq < s.first || seq >= s.first+record.Seq(s.count) {
 		return 0, false
 	}
-	return s.ring[uint64(seq)%sumsMax], true
+	return s.ring[uint64(seq)%uint64(len(s.ring))], true
 }
 
 // cut forgets the numbers above last.
