@@ -59,9 +59,11 @@ func (r *Replica) askRound() {
 		return
 	}
 	if r.role == wire.RoleMaster {
+		// A write may have completed at a slave that applied it before this server.
 		if r.now < r.Lease() {
-			r.out.Reads = append(r.out.Reads, q.next...)
+			q.granted = append(q.granted, grant{r.commit, q.next})
 			q.next = nil
+			r.readsApplied()
 		}
 		return
 	}

@@ -346,3 +346,18 @@ func TestSplitBrainIsNamedAndResolved(t *testing.T) {
 		t.Fatal("a is not the master after resolve --keep a")
 	}
 }
+
+// A read on the master saw an older value than a write that had completed at a
+// slave, which was faster in applying it.
+func TestReadOnTheMasterWaitsForWhatASlaveMayHaveAnswered(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	a.r.commit++ // committed, not applied yet
+	a.step(Read{ID: 9})
+	if a.reads[9] {
+		t.Fatal("the read was granted before everything committed was applied")
+	}
+	a.r.commit--
+}
