@@ -52,7 +52,7 @@ func TestEveryWayOfReadingSeesWhatWasApplied(t *testing.T) {
 		}
 		model := make([]byte, size)
 		var last Change
-		for round := range 60 {
+		for round := range 40 {
 			maxLen := int64(1) << (9 + rnd.IntN(12))
 			var batch []Change
 			for range rnd.IntN(12) {
@@ -114,7 +114,7 @@ func compare(t *testing.T, im *Image, model []byte, rnd *rand.Rand) {
 		wantHashes = append(wantHashes, xxh3.Hash(b))
 	}
 	if err != nil || !slices.Equal(hashes[1:], wantHashes) {
-		t.Errorf("HashBlocks %s by %d: got %x, %v, want %x", x, block, hashes, err, wantHashes)
+		t.Errorf("HashBlocks %s by %d: wrong hashes (%d, want %d), or %v", x, block, len(hashes)-1, len(wantHashes), err)
 	}
 	segments, err := im.Extents(off, n, 1000)
 	if err != nil {
@@ -280,7 +280,7 @@ func (h *history) check(p []byte, off int64, applied int) error {
 }
 
 func TestReadsSeeSomePrefixWhileChangesAreApplied(t *testing.T) {
-	const size, count, readers = 3 << 20, 6000, 3
+	const size, count, readers = 3 << 20, 4000, 3
 	kinds(t, size, func(t *testing.T, open func(testing.TB) *Image) {
 		rnd := seeded(t)
 		im := open(t)
@@ -298,6 +298,10 @@ func TestReadsSeeSomePrefixWhileChangesAreApplied(t *testing.T) {
 				for !done.Load() {
 					n := sector * (1 + rnd.Int64N(256))
 					off := rnd.Int64N((size-n)/sector+1) * sector
+					if rnd.IntN(2) == 0 { // close to the border
+						n = sector * (1 + rnd.Int64N(32))
+						off = 1<<20 - rnd.Int64N(n/sector+16)*sector
+					}
 					p := make([]byte, n)
 					before := int(applied.Load())
 					if rnd.IntN(2) == 0 {

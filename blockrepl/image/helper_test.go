@@ -145,9 +145,24 @@ func tmpfs(t testing.TB, size int64) string {
 	return dir
 }
 
+// unable makes a file or device as one whose kernel can neither punch nor zero.
+func unable(im *Image) *Image {
+	d := im.disk.(*file)
+	d.noPunch, d.noZero = true, true
+	d.noSeek.Store(true)
+	return im
+}
+
 // kinds runs a test on every kind of image, each of size bytes.
 func kinds(t *testing.T, size int64, run func(t *testing.T, open func(testing.TB) *Image)) {
 	t.Run("file", func(t *testing.T) { run(t, func(t testing.TB) *Image { return sparse(t, size) }) })
+	t.Run("file without holes", func(t *testing.T) {
+		run(t, func(t testing.TB) *Image { return unable(sparse(t, size)) })
+	})
+	t.Run("device without zero-out", func(t *testing.T) {
+		dev := loop(t, size+(1<<20))
+		run(t, func(t testing.TB) *Image { return unable(at(t, Options{Path: dev, Size: size})) })
+	})
 	t.Run("mem", func(t *testing.T) { run(t, func(t testing.TB) *Image { return mem(t, &memFile{}, size) }) })
 	t.Run("tmpfs", func(t *testing.T) {
 		path := filepath.Join(tmpfs(t, 2*size), "image")
