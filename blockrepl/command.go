@@ -1,5 +1,7 @@
 package blockrepl
 
+import "time"
+
 // PromoteRequest is the body of POST /v1/volumes/{name}/promote, asked of the
 // server that shall become master.
 type PromoteRequest struct {
@@ -71,4 +73,59 @@ type CommandError struct {
 	Error string `json:"error"` // one line
 	Next  string `json:"next"`  // what the operator can do, or ""
 	Code  string `json:"code"`  // refused, not-found, timeout, split-brain, bad-request
+}
+
+// VerifyReport is the answer to a VerifyRequest.
+type VerifyReport struct {
+	Volume         string `json:"volume"`
+	Source         string `json:"source"` // the master
+	ComparedBytes  int64  `json:"compared_bytes"`
+	DifferentBytes int64  `json:"different_bytes"`
+	Repaired       bool   `json:"repaired"` // what differed was copied from the master
+}
+
+// JournalRecord is one line of GET /v1/volumes/{name}/journal?from=&to=&limit=
+// &data=&quarantine=, which answers with one JSON object a line, ascending.
+// Without from it begins with the first record kept; data=1 adds the payload,
+// uncompressed; quarantine=NAME reads a tail that was set aside.
+type JournalRecord struct {
+	Seq         uint64    `json:"seq"`
+	Epoch       string    `json:"epoch"`
+	Kind        string    `json:"kind"`
+	Offset      int64     `json:"offset"`
+	Length      int64     `json:"length"` // bytes, uncompressed
+	Codec       string    `json:"codec"`
+	StoredBytes uint32    `json:"stored_bytes"`
+	Time        time.Time `json:"time"`
+	Origin      string    `json:"origin"`
+	Attachment  uint64    `json:"attachment,omitempty"`
+	Operation   uint64    `json:"operation,omitempty"`
+	PayloadSum  string    `json:"payload_sum"` // CRC-32C, hex
+	Prev        string    `json:"prev"`        // header sum of the record before, hex
+	Sum         string    `json:"sum"`         // header sum, hex
+	Data        []byte    `json:"data,omitempty"`
+}
+
+// JournalInfo is GET /v1/volumes/{name}/journal/info.
+type JournalInfo struct {
+	Volume      string             `json:"volume"`
+	UUID        string             `json:"uuid"`
+	First       uint64             `json:"first"`
+	Last        uint64             `json:"last"`
+	Sum         string             `json:"sum"` // of the last record, hex
+	Bytes       int64              `json:"bytes"`
+	Quarantines []QuarantineStatus `json:"quarantines"`
+}
+
+// JournalVerify is GET /v1/volumes/{name}/journal/verify: every kept record is
+// read and its sums are checked, while the server goes on.
+type JournalVerify struct {
+	Volume      string   `json:"volume"`
+	First       uint64   `json:"first"`
+	Last        uint64   `json:"last"`
+	Records     int64    `json:"records"`
+	Bytes       int64    `json:"bytes"`
+	Damaged     int64    `json:"damaged"`
+	Quarantined int64    `json:"quarantined"`
+	Damage      []string `json:"damage,omitempty"`
 }

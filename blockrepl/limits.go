@@ -1,0 +1,118 @@
+package blockrepl
+
+import "time"
+
+// Bounds of the shell. Each says what happens when it is reached. The state
+// machine, the journal, the image and the frames have their own.
+const (
+	// volumesMax bounds the volumes of one server: the marks file has room for
+	// them. More are refused at the start.
+	volumesMax = 1000
+	// opsBytesMax bounds the payload of a volume's unanswered operations, in
+	// bytes. Beyond it Submit waits: the client's connection is not read further.
+	opsBytesMax = 256 << 20
+	// opCost is what an operation counts beside its payload, in bytes, so that
+	// the same bound holds their number.
+	opCost = 1 << 10
+	// readsMax bounds the reads of a volume that wait for their turn or read.
+	// Beyond it ReadAt waits.
+	readsMax = 4096
+	// staleAgain is how long a stale=ok read waits before it looks again whether
+	// the image is a prefix.
+	staleAgain = 50 * time.Millisecond
+	// inboxBytesMax bounds what a volume holds of peers' messages, in bytes, that
+	// it has not looked at yet. Beyond it the link is not read further.
+	inboxBytesMax = 64 << 20
+	// storesMax bounds the journal batches under way. Beyond it the volume's loop
+	// waits for the disk.
+	storesMax = 4096
+
+	// ringBytes is the default budget of recent records in memory for all volumes
+	// together, in bytes. Older ones are read from the journal.
+	ringBytes = 64 << 20
+	// ringShareMin is what a volume may always keep of it, in bytes.
+	ringShareMin = 256 << 10
+
+	// applyBytes and applyRecords bound one call of the image, so that Applied
+	// comes often and scratch memory stays small. A single larger record goes alone.
+	applyBytes   = 4 << 20
+	applyRecords = 512
+	// checkpointBytes and checkpointEvery: the image is fsynced when either has
+	// been reached since the last time. They bound the redo after a crash.
+	checkpointBytes = 64 << 20
+	checkpointEvery = 5 * time.Second
+
+	// readBytes is how much of the journal one iterator reads, in bytes: it keeps
+	// what was trimmed meanwhile on disk.
+	readBytes = 8 << 20
+	// frameBytes is how many record bytes one Append carries; a single larger
+	// record goes alone. Control messages wait behind at most one such frame.
+	frameBytes   = 1 << 20
+	frameRecords = 1024
+	// controlMax and controlBytesMax bound the control messages that wait for a
+	// link. Beyond either the link is closed: the peer does not read.
+	controlMax      = 1 << 16
+	controlBytesMax = 512 << 20
+	// writeTimeout bounds one write to a link. The peer or the network hangs.
+	writeTimeout = 30 * time.Second
+
+	// dialTimeout and handshakeTimeout bound the opening of a link.
+	dialTimeout      = 5 * time.Second
+	handshakeTimeout = 5 * time.Second
+	// handshakesMax bounds the links that are being accepted; further
+	// connections wait in the kernel's queue.
+	handshakesMax = 32
+	// backoffMin and backoffMax bound the wait before a link is tried again; the
+	// wait doubles from one to the other and is drawn between its half and itself.
+	backoffMin = 50 * time.Millisecond
+	backoffMax = 2 * time.Second
+	// backoffCalm is how long a link must have lived for the wait to begin anew
+	// at backoffMin; one that is opened and closed again and again backs off too.
+	backoffCalm = 10 * time.Second
+
+	// resyncBlock is what one hash covers, resyncWindow what one HashQuery does,
+	// in bytes; resyncInFlight is how many of them are under way.
+	resyncBlock    = 64 << 10
+	resyncWindow   = 8 << 20
+	resyncInFlight = 4
+	// chunkBytes bounds one chunk of an answer, in bytes.
+	chunkBytes = 1 << 20
+	// resyncSync is how many bytes are copied between two fsyncs of the progress.
+	resyncSync = 256 << 20
+	// resyncAgain is how long an answer may take before the query is sent again.
+	resyncAgain = 20 * time.Second
+	// answersMax bounds the HashQueries that wait at the master; further ones are
+	// dropped and come again.
+	answersMax = 16
+	// resyncBusy is what a resync may read of the image in a second while clients
+	// write, in bytes.
+	resyncBusy = 64 << 20
+
+	// marksEvery is how often the marks file is written at most.
+	marksEvery = 200 * time.Millisecond
+	// spaceEvery is how often free space is looked at.
+	spaceEvery = 250 * time.Millisecond
+	// sweepEvery is how often operations older than the io timeout are looked for.
+	sweepEvery = time.Second
+	// eventsMax bounds the recent state changes that GET /v1/events shows.
+	eventsMax = 1024
+	// commandTimeout bounds a command of the operator.
+	commandTimeout = 60 * time.Second
+	// handoverTimeout bounds the handover of one stop, drainTimeout what comes
+	// after it for all volumes: applying what is committed, the last fsyncs.
+	handoverTimeout = 6 * time.Second
+	drainTimeout    = 3 * time.Second
+	// smallFileMax bounds identity and marks files, in bytes; larger ones are refused.
+	smallFileMax = 1 << 20
+	// bodyMax bounds the body of a command, in bytes.
+	bodyMax = 64 << 10
+	// listMax bounds the records of one answer of the journal endpoint.
+	listMax = 1000
+)
+
+// Defaults of Options.
+const (
+	DefaultPeerTimeout = 2 * time.Second
+	DefaultIOTimeout   = 60 * time.Second
+	DefaultKeep        = 4 << 30 // bytes
+)

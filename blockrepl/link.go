@@ -1,0 +1,190 @@
+package blockrepl
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Comes from: the network. Does: one connection to another server, for all
+// volumes: reads and checks frames, and tells volumes of its beginning and end.
+// Goes to: the volumes' inboxes. What is sent is in sender.go, how a link comes
+// about in links.go.
+//
+// A link has three goroutines: the reader (run, in the goroutine that opened it),
+// the writer and the watch. It ends as a whole: whoever closes it makes the others
+// fail; run waits for them and then, as the last word of the session, posts LinkDown.
+type link struct {
+	links   *links
+	peer    *peerLink
+	session uint64
+	inc     record.Incarnation
+	conn    net.Conn
+	heard   atomic.Int64  // replica.Time of the last bytes from the peer
+	spoke   atomic.Int64  // likewise to the peer
+	done    chan struct{} // closed when all of it has ended
+
+	out outbox // sender.go
+
+	closing sync.Once
+	reason  string // set once, before the connection is closed
+}
+
+func (l *link) log(text string, args ...any) {
+	args = append([]any{"peer", l.peer.id.String(), "session", l.session}, args...)
+	l.links.s.opt.Logger.Info(text, args...)
+}
+
+// close ends the link for the given reason; the first one counts.
+func (l *link) close(reason string) {
+	l.closing.Do(func() {
+		l.reason = reason
+		l.out.close()
+		l.conn.Close()
+	})
+}
+
+// run is the link's life, from the handshake to LinkDown.
+func (l *link) run() {
+	volumes := l.links.s.volumes
+	l.log("link up", "addr", l.conn.RemoteAddr().String(), "incarnation", l.inc.String())
+	for _, v := range volumes {
+		v.in.post(replica.LinkUp{Peer: l.peer.id, Session: l.session, Incarnation: l.inc})
+	}
+	var others sync.WaitGroup
+	quit := make(chan struct{})
+	others.Go(l.runWriter)
+	others.Go(func() { l.watch(quit) })
+	l.close(l.read())
+	close(quit)
+	others.Wait()
+	l.log("link down", "reason", l.reason)
+	for _, v := range volumes {
+		v.in.post(replica.LinkDown{Peer: l.peer.id, Session: l.session, Reason: l.reason})
+	}
+	l.peer.cur.CompareAndSwap(l, nil)
+	close(l.done)
+}
+
+// Read notes when the peer was heard. It is wire.Reader's source.
+func (l *link) Read(p []byte) (int, error) {
+	n, err := l.conn.Read(p)
+	if n > 0 {
+		l.heard.Store(int64(l.links.s.opt.Clock()))
+	}
+	return n, err
+}
+
+// read hands frames to their volumes until the link ends; it gives the reason.
+func (l *link) read() string {
+	r := wire.NewReader(l)
+	for {
+		f, err := r.Next()
+		switch {
+		case err == nil:
+			l.dispatch(f)
+		case errors.Is(err, io.EOF):
+			return "the peer closed the link"
+		case errors.Is(err, net.ErrClosed):
+			return "closed"
+		default:
+			return err.Error()
+		}
+	}
+}
+
+func (l *link) dispatch(f wire.Frame) {
+	v := l.links.s.byTag[f.Tag]
+	if v == nil {
+		return // a keep-alive, or a volume that this server does not have
+	}
+	switch m := f.Message.(type) {
+	case *wire.HashQuery:
+		v.answer.ask(l, m)
+	case *wire.ExtentData:
+		v.sync.deliver(l.session, m)
+	case *wire.Append:
+		v.in.receive(replica.Received{Peer: l.peer.id, Session: l.session, Msg: m}, recordBytes(m.Records))
+	case *wire.Forward:
+		v.in.receive(replica.Received{Peer: l.peer.id, Session: l.session, Msg: m}, recordBytes(m.Records))
+	default:
+		v.in.receive(replica.Received{Peer: l.peer.id, Session: l.session, Msg: m}, 0)
+	}
+}
+
+func recordBytes(recs []*record.Record) int {
+	n := 0
+	for _, r := range recs {
+		n += len(r.Raw)
+	}
+	return n
+}
+
+// watch closes a link over which nothing comes, and sends a little over one that
+// has been idle, so that the other side can tell silence from death.
+func (l *link) watch(quit chan struct{}) {
+	timeout := l.links.s.opt.PeerTimeout
+	t := time.NewTicker(timeout)
+	defer t.Stop()
+	for {
+		select {
+		case <-quit:
+			return
+		case <-t.C:
+		}
+		now := l.links.s.opt.Clock()
+		if silent := now.Sub(replica.Time(l.heard.Load())); silent > 4*timeout {
+			l.close(fmt.Sprintf("nothing was heard for %v", silent.Round(time.Millisecond)))
+			return
+		}
+		if now.Sub(replica.Time(l.spoke.Load())) >= timeout {
+			l.out.control(0, &wire.Heartbeat{})
+		}
+	}
+}
+
+// secure does the TLS handshake, when keys are configured.
+func (ls *links) secure(ctx context.Context, conn net.Conn, dialled record.ServerID) (net.Conn, error) {
+	cfg := ls.s.opt.TLS
+	if cfg == nil {
+		return conn, nil
+	}
+	var t *tls.Conn
+	if dialled.IsZero() {
+		t = tls.Server(conn, cfg)
+	} else {
+		cfg = cfg.Clone()
+		cfg.ServerName = dialled.String()
+		t = tls.Client(conn, cfg)
+	}
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("TLS handshake: %w", err)
+	}
+	return t, nil
+}
+
+// certified checks that the certificate is that of the server that speaks.
+func certified(conn net.Conn, id record.ServerID) error {
+	t, ok := conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	certs := t.ConnectionState().PeerCertificates
+	if len(certs) == 0 {
+		return fmt.Errorf("server %s showed no certificate", id)
+	}
+	if err := certs[0].VerifyHostname(id.String()); err != nil {
+		return fmt.Errorf("server %s showed the certificate of another: %w", id, err)
+	}
+	return nil
+}

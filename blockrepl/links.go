@@ -1,0 +1,323 @@
+package blockrepl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// links brings about one link with each other server: of two servers the one with
+// the lower id dials, again and again; the other listens. A newer link replaces
+// an older one, since who dials anew has lost the old one.
+//
+// Goroutines: one for each server that is dialled, one that accepts, one for each
+// link that is being accepted or was. All end with stop.
+type links struct {
+	s        *Server
+	nonce    wire.Nonce
+	known    []record.ServerID
+	peers    map[record.ServerID]*peerLink // fixed
+	sessions atomic.Uint64
+	ln       net.Listener
+	ctx      context.Context // the server's life
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+}
+
+// peerLink is what is kept of another server between links.
+type peerLink struct {
+	id   record.ServerID
+	addr string
+	cur  atomic.Pointer[link]
+
+	installing sync.Mutex // one link at a time takes the place of another
+
+	mu      sync.Mutex
+	trouble string // why there is no link, as it was logged; "" when there is one
+}
+
+func newLinks(s *Server) *links {
+	ls := &links{s: s, peers: map[record.ServerID]*peerLink{}, nonce: wire.Nonce(draw16(s.opt.Rand))}
+	ls.ctx, ls.cancel = context.WithCancel(context.Background())
+	for _, a := range s.opt.Servers {
+		ls.known = append(ls.known, a.ID)
+		if a.ID != s.opt.ID {
+			ls.peers[a.ID] = &peerLink{id: a.ID, addr: a.Addr}
+		}
+	}
+	// Sessions of an earlier run must not be taken for this one's: not even by a
+	// volume's state, which does not outlive the run, but by people reading logs.
+	ls.sessions.Store(s.opt.Rand() >> 40 << 8)
+	return ls
+}
+
+// start listens and dials.
+func (ls *links) start(ctx context.Context) error {
+	if len(ls.peers) == 0 {
+		return nil
+	}
+	ln, err := ls.s.opt.Net.Listen(ctx, ls.s.opt.Peers)
+	if err != nil {
+		return fmt.Errorf("listen for other servers on %s: %w", ls.s.opt.Peers, err)
+	}
+	ls.ln = ln
+	ls.wg.Go(ls.accept)
+	for _, p := range ls.peers {
+		if ls.s.opt.ID.Compare(p.id) < 0 {
+			ls.wg.Go(func() { ls.dial(p) })
+		}
+	}
+	return nil
+}
+
+// stop closes all links and waits for their ends.
+func (ls *links) stop() {
+	ls.cancel()
+	if ls.ln != nil {
+		ls.ln.Close()
+	}
+	for _, p := range ls.peers {
+		if l := p.cur.Load(); l != nil {
+			l.close("this server stops")
+		}
+	}
+	ls.wg.Wait()
+}
+
+func (ls *links) send(to record.ServerID, session uint64, tag uint64, msg wire.Message) {
+	if l := ls.link(to, session); l != nil {
+		l.out.control(tag, msg)
+	}
+}
+
+func (ls *links) stream(v *Volume, st *replica.Stream) {
+	if l := ls.link(st.To, st.Session); l != nil {
+		l.out.stream(v, st)
+	}
+}
+
+// unstream forgets the cursors of a volume on all links.
+func (ls *links) unstream(v *Volume) {
+	for _, p := range ls.peers {
+		if l := p.cur.Load(); l != nil {
+			l.out.unstream(v)
+		}
+	}
+}
+
+func (ls *links) close(to record.ServerID, session uint64, reason string) {
+	if l := ls.link(to, session); l != nil {
+		l.close(reason)
+	}
+}
+
+// link gives the present link if it is the session's.
+func (ls *links) link(to record.ServerID, session uint64) *link {
+	p := ls.peers[to]
+	if p == nil {
+		return nil
+	}
+	if l := p.cur.Load(); l != nil && l.session == session {
+		return l
+	}
+	return nil
+}
+
+// accept takes links from other servers.
+func (ls *links) accept() {
+	slots := make(chan struct{}, handshakesMax)
+	pause := backoffMin
+	for {
+		conn, err := ls.ln.Accept()
+		if err != nil {
+			if ls.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			ls.s.opt.Logger.Warn("accept a link", "err", err)
+			if !sleep(ls.ctx, pause) {
+				return
+			}
+			pause = min(2*pause, backoffMax)
+			continue
+		}
+		pause = backoffMin
+		select {
+		case slots <- struct{}{}:
+		case <-ls.ctx.Done():
+			conn.Close()
+			return
+		}
+		ls.wg.Go(func() {
+			l, err := ls.shake(conn, nil)
+			<-slots
+			if err != nil {
+				conn.Close()
+				ls.refused(conn.RemoteAddr().String(), err)
+				return
+			}
+			l.run()
+		})
+	}
+}
+
+// refused logs why somebody's link was not accepted. Who probes the port, or
+// cannot agree, comes again and again: such lines are for debugging, but for a
+// server of ours, whose trouble is told once.
+func (ls *links) refused(addr string, err error) {
+	var r *wire.RefusedError
+	if errors.As(err, &r) {
+		if p := ls.peers[r.Peer]; p != nil {
+			p.troubled(ls, err)
+			return
+		}
+	}
+	ls.s.opt.Logger.Debug("link not accepted", "addr", addr, "err", err)
+}
+
+// dial keeps a link to p.
+func (ls *links) dial(p *peerLink) {
+	wait := backoffMin
+	for {
+		began := ls.s.opt.Clock()
+		if err := ls.dialOnce(p); err != nil {
+			p.troubled(ls, err)
+		}
+		if ls.s.opt.Clock().Sub(began) > backoffCalm {
+			wait = backoffMin
+		}
+		// Between half of it and all of it, so that servers that lost each other
+		// at once do not come back at once.
+		jitter := time.Duration(ls.s.opt.Rand() % uint64(wait/2))
+		if !sleep(ls.ctx, wait/2+jitter) {
+			return
+		}
+		wait = min(2*wait, backoffMax)
+	}
+}
+
+// dialOnce opens a link and lives as long as it does.
+func (ls *links) dialOnce(p *peerLink) error {
+	ctx, cancel := context.WithTimeout(ls.ctx, dialTimeout)
+	conn, err := ls.s.opt.Net.Dial(ctx, p.addr)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("dial server %s at %s: %w", p.id, p.addr, err)
+	}
+	l, err := ls.shake(conn, p)
+	if err != nil {
+		conn.Close()
+		return fmt.Errorf("open a link to server %s at %s: %w", p.id, p.addr, err)
+	}
+	l.run()
+	return nil
+}
+
+// shake does the handshakes and installs the link in its peer's place. p is the
+// server that was dialled, nil when accepting.
+func (ls *links) shake(raw net.Conn, p *peerLink) (*link, error) {
+	ctx, cancel := context.WithTimeout(ls.ctx, handshakeTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ls.ctx, func() { raw.Close() })
+	defer stop()
+	if err := raw.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+		return nil, err
+	}
+	side := wire.Side{Known: ls.known, Hello: wire.Hello{
+		VersionMin: wire.OldestVersion, VersionMax: wire.Version, Server: ls.s.opt.ID,
+		Incarnation: ls.s.id.Incarnation, Nonce: ls.nonce, Cluster: ls.s.opt.Cluster, Software: "blockrepl " + ls.s.opt.Version,
+	}}
+	shake := wire.Accept
+	if p != nil {
+		side.Expect = p.id
+		shake = wire.Dial
+	}
+	conn, err := ls.secure(ctx, raw, side.Expect)
+	if err != nil {
+		return nil, err
+	}
+	theirs, _, err := shake(conn, &side)
+	if err != nil {
+		return nil, err
+	}
+	if err := certified(conn, theirs.Server); err != nil {
+		return nil, err
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	if p == nil {
+		p = ls.peers[theirs.Server]
+	}
+	return p.install(ls, conn, theirs.Incarnation)
+}
+
+// install makes conn the link of p, after the present one has ended.
+func (p *peerLink) install(ls *links, conn net.Conn, inc record.Incarnation) (*link, error) {
+	p.installing.Lock()
+	defer p.installing.Unlock()
+	now := ls.s.opt.Clock()
+	if old := p.cur.Load(); old != nil {
+		if old.inc != inc && now.Sub(replica.Time(old.heard.Load())) < ls.s.opt.PeerTimeout {
+			return nil, &wire.RefusedError{Peer: p.id, Cause: wire.CauseSameID,
+				Reason: fmt.Sprintf("two servers are called %s: incarnation %s is linked, %s wants to be", p.id, old.inc, inc)}
+		}
+		old.close("a newer link")
+		<-old.done
+	}
+	if ls.ctx.Err() != nil {
+		return nil, ErrStopped
+	}
+	l := &link{links: ls, peer: p, session: ls.sessions.Add(1), inc: inc, conn: conn, done: make(chan struct{})}
+	l.heard.Store(int64(now))
+	l.spoke.Store(int64(now))
+	l.out.init(func(reason string) { go l.close(reason) })
+	p.cur.Store(l)
+	p.mu.Lock()
+	p.trouble = ""
+	p.mu.Unlock()
+	if ls.ctx.Err() != nil {
+		l.close("this server stops") // stop may have looked before the link was there
+	}
+	return l, nil
+}
+
+// troubled logs why there is no link, once for each kind of trouble.
+func (p *peerLink) troubled(ls *links, err error) {
+	if ls.ctx.Err() != nil {
+		return
+	}
+	kind := "no link to server"
+	var r *wire.RefusedError
+	if errors.As(err, &r) {
+		kind = fmt.Sprintf("server does not agree (cause %d)", r.Cause)
+	}
+	p.mu.Lock()
+	news := p.trouble != kind
+	p.trouble = kind
+	p.mu.Unlock()
+	if news {
+		ls.s.opt.Logger.Warn(kind, "peer", p.id.String(), "err", err)
+	} else {
+		ls.s.opt.Logger.Debug(kind, "peer", p.id.String(), "err", err)
+	}
+}
+
+// sleep waits; false when ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,151 @@
+package blockrepl
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal"
+	"github.com/blockrepl/blockrepl/journal/record"
+	"github.com/zeebo/xxh3"
+)
+
+// Comes from: the state machine's Stores. Does: writes its small state beside the
+// records, in the same journal batches, and reads it at the start.
+// Goes to: replica.Saved.
+//
+// Each value is one byte of version, the XXH3-64 of the rest (little-endian), and
+// JSON: it is small, seldom written, and people look at it with `journal show`.
+
+// ErrMeta says that what the journal keeps about a volume is damaged.
+var ErrMeta = errors.New("volume's saved state is damaged")
+
+// The keys of a volume's metadata in the journal.
+const (
+	keyHard   = "hard"
+	keyTable  = "table"
+	keyMemory = "memory"
+)
+
+const (
+	metaVersion = 1
+	metaHead    = 9
+)
+
+func encodeMeta(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("blockrepl: bug: encode %T: %v", v, err))
+	}
+	out := make([]byte, metaHead, metaHead+len(b))
+	out[0] = metaVersion
+	binary.LittleEndian.PutUint64(out[1:], xxh3.Hash(b))
+	return append(out, b...)
+}
+
+func decodeMeta(key string, b []byte, v any) error {
+	switch {
+	case len(b) < metaHead:
+		return fmt.Errorf("%w: %q has %d bytes", ErrMeta, key, len(b))
+	case b[0] != metaVersion:
+		return fmt.Errorf("%w: %q has version %d, this program knows %d", ErrMeta, key, b[0], metaVersion)
+	case binary.LittleEndian.Uint64(b[1:]) != xxh3.Hash(b[metaHead:]):
+		return fmt.Errorf("%w: the sum of %q does not match", ErrMeta, key)
+	}
+	if err := json.Unmarshal(b[metaHead:], v); err != nil {
+		return fmt.Errorf("%w: %q: %w", ErrMeta, key, err)
+	}
+	return nil
+}
+
+// metaOps are the parts of a Store that are metadata.
+func metaOps(s *replica.Store) []journal.MetaOp {
+	var ops []journal.MetaOp
+	if s.Hard != nil {
+		ops = append(ops, journal.MetaOp{Key: keyHard, Value: encodeMeta(s.Hard)})
+	}
+	if s.Table != nil {
+		ops = append(ops, journal.MetaOp{Key: keyTable, Value: encodeMeta(s.Table)})
+	}
+	if s.Memory != nil {
+		ops = append(ops, journal.MetaOp{Key: keyMemory, Value: encodeMeta(s.Memory)})
+	}
+	return ops
+}
+
+// loadMeta reads one value; v stays as it is when there is none.
+func loadMeta(l *journal.Log, key string, v any) (bool, error) {
+	b, ok, err := l.Meta(key)
+	if err != nil || !ok {
+		return false, err
+	}
+	return true, decodeMeta(key, b, v)
+}
+
+// LoadHard reads the small state that a journal keeps of a volume: its name, its
+// epochs, its in-sync set. It is for inspection; false when nothing is kept.
+func LoadHard(l *journal.Log) (replica.Hard, bool, error) {
+	var h replica.Hard
+	ok, err := loadMeta(l, keyHard, &h)
+	return h, ok, err
+}
+
+// loadSaved reads all that the journal knows of a volume. Records are read from
+// the checkpoint and from the table on only, so that a start costs what was
+// written since and not what is kept.
+func loadSaved(l *journal.Log) (replica.Saved, error) {
+	var s replica.Saved
+	hard, _, err := LoadHard(l)
+	if err != nil {
+		return s, err
+	}
+	s.Hard = hard
+	if _, err := loadMeta(l, keyTable, &s.Table); err != nil {
+		return s, err
+	}
+	var memory []wire.Memory
+	if _, err := loadMeta(l, keyMemory, &memory); err != nil {
+		return s, err
+	}
+	s.Memory = memory
+	s.First, s.Last, s.Bytes = l.First(), l.Last(), l.Bytes()
+	from := max(s.First, min(s.Table.AsOf, s.Hard.Checkpoint)+1)
+	err = readRecords(l, from, s.Last.Seq, func(rec *record.Record) error {
+		s.Sums = append(s.Sums, rec.Sum)
+		if rec.Seq > s.Table.AsOf && (rec.Kind == record.KindMark || rec.Kind == record.KindResize) {
+			s.Marks = append(s.Marks, rec)
+		}
+		return nil
+	})
+	if err != nil {
+		return s, fmt.Errorf("read records %d..%d: %w", from, s.Last.Seq, err)
+	}
+	if len(s.Sums) == 0 && s.Last.Seq > 0 {
+		s.Sums = []uint64{s.Last.Sum}
+	}
+	return s, nil
+}
+
+// readRecords calls fn for the records from..to, however many bytes they are.
+func readRecords(l *journal.Log, from, to record.Seq, fn func(*record.Record) error) error {
+	for from <= to {
+		next, err := l.Read(from, to, readBytes, fn)
+		if err != nil {
+			return err
+		}
+		from = next
+	}
+	return nil
+}
+
+// sumOf gives the header sum of number seq among those that Saved carries.
+func sumOf(s *replica.Saved, seq record.Seq) (uint64, bool) {
+	i := int64(seq) - int64(s.Last.Seq) + int64(len(s.Sums)) - 1
+	if i < 0 || i >= int64(len(s.Sums)) {
+		return 0, false
+	}
+	return s.Sums[i], true
+}

@@ -1,0 +1,163 @@
+package blockrepl
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+)
+
+// Comes from: clients' reads. Does: looks at the image when what it finds there is
+// sure to be current.
+//
+//	master, under its lease   at once: atomics before, the lease again behind
+//	else                      a Read event; all reads that wait are one round
+//	stale=ok                  at once, whatever prefix this server holds
+//
+// Goes to: the image, in the caller's goroutine.
+
+// readWait is a read that waits for its round.
+type readWait struct {
+	conn *Conn
+	at   replica.Time
+	turn chan uint64 // capacity 1: Volume.mixed as it was when the turn was given
+}
+
+// ReadNow reads without waiting, neither for other servers nor for a disk; false
+// when that is not possible, and p is undefined then.
+func (c *Conn) ReadNow(p []byte, off int64) (bool, error) {
+	if err := c.checkRead(off, int64(len(p))); err != nil {
+		return false, err
+	}
+	done := false
+	ok, err := c.lookNow(func() (err error) {
+		done, err = c.v.img.ReadNow(p, off)
+		return err
+	})
+	if !ok || !done || err != nil {
+		return false, err
+	}
+	c.reads.Add(1)
+	return true, nil
+}
+
+// ReadAt fills p with what every write left that completed anywhere before the
+// call. It waits for that, as long as ctx lives.
+func (c *Conn) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if err := c.checkRead(off, int64(len(p))); err != nil {
+		return err
+	}
+	c.reads.Add(1)
+	return c.look(ctx, func() error {
+		return c.v.img.ReadAt(p, off)
+	})
+}
+
+func (c *Conn) checkRead(off, n int64) error {
+	if off < 0 || n < 0 || off > c.Size()-n {
+		return fmt.Errorf("read of volume %q: %d bytes at %d, the volume has %d: %w", c.v.name, n, off, c.Size(), syscall.EINVAL)
+	}
+	return nil
+}
+
+// lookNow runs see if the image is current now, and reports whether it still was
+// afterwards.
+//
+// On the master every write that completed anywhere has a number up to commit,
+// because the loop publishes that before it tells anyone; so an image that holds
+// commit is current as long as no other master can have committed: under the
+// lease, which is looked at after see.
+func (c *Conn) lookNow(see func() error) (bool, error) {
+	v := c.v
+	if c.info.StaleOK {
+		mixed := v.mixed.Load()
+		if !v.stale.Load() {
+			return false, nil
+		}
+		err := see()
+		return v.stale.Load() && v.mixed.Load() == mixed, err
+	}
+	if v.lease.Load() == 0 || v.app.applied.Load() < v.commit.Load() {
+		return false, nil
+	}
+	err := see()
+	return int64(v.s.opt.Clock()) < v.lease.Load(), err
+}
+
+// look runs see when the image is current; it waits for that.
+func (c *Conn) look(ctx context.Context, see func() error) error {
+	for {
+		if ok, err := c.lookNow(see); ok {
+			return err
+		}
+		var err error
+		var ok bool
+		if c.info.StaleOK {
+			err = c.waitStale(ctx)
+		} else {
+			ok, err = c.lookInTurn(ctx, see)
+		}
+		if ok || err != nil {
+			return err
+		}
+	}
+}
+
+// lookInTurn waits for a read round; false when the image stopped being readable
+// meanwhile and the read must begin again.
+func (c *Conn) lookInTurn(ctx context.Context, see func() error) (bool, error) {
+	v := c.v
+	if err := v.clients.gate.Acquire(ctx, 1); err != nil {
+		return false, ErrAborted
+	}
+	defer v.clients.gate.Release(1)
+	w := &readWait{conn: c, at: v.s.opt.Clock(), turn: make(chan uint64, 1)}
+	if !v.in.read(w) {
+		return false, ErrAborted
+	}
+	select {
+	case mixed := <-w.turn:
+		err := see()
+		return v.mixed.Load() == mixed, err
+	case <-c.gone:
+		return false, ErrAborted
+	case <-ctx.Done():
+		return false, ErrAborted
+	}
+}
+
+// waitStale waits a little while the image is no prefix: during a resync and
+// before the redo after a start.
+func (c *Conn) waitStale(ctx context.Context) error {
+	t := time.NewTimer(staleAgain)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-c.gone:
+		return ErrAborted
+	case <-ctx.Done():
+		return ErrAborted
+	}
+}
+
+// round makes one round of all reads that wait; its id, 0 if there are none.
+func (cs *clients) round(waits []*readWait) uint64 {
+	if len(waits) == 0 {
+		return 0
+	}
+	cs.roundID++
+	cs.rounds[cs.roundID] = append([]*readWait(nil), waits...)
+	return cs.roundID
+}
+
+// grant gives a round its turn.
+func (cs *clients) grant(id uint64) {
+	mixed := cs.v.mixed.Load()
+	for _, w := range cs.rounds[id] {
+		w.turn <- mixed
+	}
+	delete(cs.rounds, id)
+}

@@ -1,0 +1,86 @@
+package blockrepl
+
+import (
+	"context"
+	"math"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+)
+
+// Comes from: the file systems below journal and images. Does: looks now and then
+// how many bytes may still be promised. Goes to: each volume's state machine,
+// which tells the master: it refuses clients with ENOSPC before any server's disk
+// is full (rule 11). The journal and this room keep reserves of their own.
+
+// imageReserve is what is left free on the images' file systems, in bytes.
+const imageReserve = 256 << 20
+
+// spaceStep is the change that is worth an event, in bytes.
+const spaceStep = 1 << 20
+
+type spaceWatch struct {
+	s  *Server
+	mu sync.Mutex // guards last, per volume
+	// last is what was told to each volume.
+	last map[*Volume]int64
+}
+
+func (w *spaceWatch) run(ctx context.Context) {
+	t := time.NewTicker(spaceEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		w.look()
+	}
+}
+
+// look tells the volumes whose free space changed.
+func (w *spaceWatch) look() {
+	byDir := map[string]int64{}
+	for _, v := range w.s.volumes {
+		free := w.freeOf(v, byDir)
+		w.mu.Lock()
+		old, told := w.last[v]
+		news := !told || free-old >= spaceStep || old-free >= spaceStep
+		if news {
+			if w.last == nil {
+				w.last = map[*Volume]int64{}
+			}
+			w.last[v] = free
+		}
+		w.mu.Unlock()
+		if news {
+			v.in.post(replica.Space{Free: free})
+		}
+	}
+}
+
+// free is how many bytes a volume may still promise now.
+func (w *spaceWatch) free(v *Volume) int64 { return w.freeOf(v, map[string]int64{}) }
+
+// freeOf asks each file system once; byDir holds the answers of this look.
+func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) int64 {
+	free := w.s.journal.Free()
+	if strings.HasPrefix(v.opt.Image, "/dev/") {
+		return free // all of a device is allocated
+	}
+	dir := filepath.Dir(v.opt.Image)
+	n, asked := byDir[dir]
+	if !asked {
+		var err error
+		if n, err = w.s.opt.Files.Free(dir); err != nil {
+			v.logr.Debug("free space not known", "dir", dir, "err", err)
+			n = math.MaxInt64 / 4
+		}
+		byDir[dir] = n
+	}
+	return max(0, min(free, n-imageReserve))
+}

@@ -1,0 +1,401 @@
+package blockrepl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/image"
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal"
+	"github.com/blockrepl/blockrepl/journal/record"
+	"github.com/zeebo/xxh3"
+)
+
+// Volume is one volume on this server: the state machine and the goroutines that
+// do for it what it decides.
+//
+//	runLoop      owns rep and eff; takes the inbox, Steps, carries out (effects.go)
+//	committer    waits for the journal's fsyncs
+//	applier      brings committed records to the image
+//	checkpointer fsyncs the image
+//	resync       on demand: copies a whole image (resync.go), answers who does
+//
+// They end in stop, in the order of its text.
+type Volume struct {
+	s    *Server
+	name string
+	tag  uint64
+	opt  VolumeOptions
+	logr *slog.Logger
+
+	img   *image.Image
+	ring  ring
+	in    *inbox
+	app   *applier
+	com   *committer
+	check *checkpointer
+	log   atomic.Pointer[journal.Log] // nil until the volume's uuid is known
+
+	// The loop's own.
+	rep       *replica.Replica
+	eff       replica.Effects
+	nextTick  replica.Time
+	sweepAt   replica.Time
+	subs      []*replica.Op // scratch for Submit
+	dead      bool          // the journal failed: no Store is carried out any more
+	isCreated bool          // created is closed
+
+	// What the loop publishes after each round, before it carries out anything:
+	// whoever hears of a commit hears of it after these say so.
+	commit atomic.Uint64
+	floor  atomic.Uint64
+	lease  atomic.Int64 // replica.Time; 0: none
+	size   atomic.Int64
+	stale  atomic.Bool // read-only exports may read the image
+	epoch  atomic.Pointer[record.Epoch]
+	uuid   atomic.Pointer[record.VolumeID]
+	// mixed counts the times at which the image stopped being the state after a
+	// prefix: a read that was under way then is done again.
+	mixed  atomic.Uint64
+	busyAt atomic.Int64 // replica.Time of the last client operation
+
+	clients clients
+	results results
+	sync    syncer
+	answer  answerer
+
+	wg       sync.WaitGroup // all goroutines but the loop
+	loopDone chan struct{}
+	created  chan struct{} // closed by the loop once the volume exists
+	failOnce [2]sync.Once
+	failed   atomic.Pointer[string] // why, once it has failed
+}
+
+// newVolume opens what a volume has on this server; nothing runs yet.
+func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Volume, error) {
+	v := &Volume{
+		s: s, name: opt.Name, tag: wire.Tag(opt.Name), opt: opt, in: newInbox(),
+		logr: s.opt.Logger.With("volume", opt.Name), loopDone: make(chan struct{}), created: make(chan struct{}),
+	}
+	v.ring.budget = s.ring
+	saved, err := v.load(logs[opt.Name])
+	if err != nil {
+		return nil, err
+	}
+	if err := v.openImage(&saved); err != nil {
+		return nil, err
+	}
+	saved.Free = s.space.free(v)
+	members := sortedIDs(opt.Servers)
+	cfg := replica.Config{
+		Self: s.opt.ID, Incarnation: s.id.Incarnation, PeerTimeout: s.opt.PeerTimeout,
+		First: opt.Servers[0], OpBase: s.opt.Rand() >> 16,
+		Create: wire.State{
+			Members: members, Size: opt.Size, OnDegraded: opt.OnDegraded, Shared: opt.Shared,
+			Keep: opt.Keep, Name: opt.Name, UUID: record.VolumeID(draw16(s.opt.Rand)),
+		},
+	}
+	v.clients.init(v)
+	v.results.init()
+	v.rep = replica.New(cfg, saved, s.opt.Clock())
+	applied := saved.Hard.Checkpoint
+	if saved.Hard.Resync != nil {
+		applied = max(applied, saved.Hard.Resync.Base)
+	}
+	v.app = newApplier(v, applied)
+	v.check = newCheckpointer(v)
+	v.com = &committer{v: v, queue: make(chan storing, storesMax), at: mark{
+		durable: saved.Last, following: saved.Hard.Following, promised: saved.Hard.Promised,
+	}}
+	v.sync.init(v)
+	v.answer.init(v)
+	v.publish()
+	return v, nil
+}
+
+// load reads what the journal holds and compares it with the marks.
+func (v *Volume) load(log *journal.Log) (replica.Saved, error) {
+	if log == nil {
+		// Before the volume exists there is no uuid to keep things under.
+		var err error
+		if log, err = v.s.journal.Log(nameID(v.name)); err != nil {
+			return replica.Saved{}, fmt.Errorf("volume %q: open journal: %w", v.name, err)
+		}
+		saved, err := loadSaved(log)
+		if err != nil {
+			return saved, fmt.Errorf("volume %q: %w", v.name, err)
+		}
+		v.log.Store(log)
+		return saved, nil
+	}
+	saved, err := loadSaved(log)
+	if err != nil {
+		return saved, fmt.Errorf("volume %q: %w", v.name, err)
+	}
+	v.log.Store(log)
+	v.uuid.Store(&saved.Hard.State.UUID)
+	k := v.s.marks.get(saved.Hard.State.UUID)
+	saved.Forgot = k.forgot(&saved.Hard, saved.Last, func(seq record.Seq) (uint64, bool) {
+		if sum, ok := sumOf(&saved, seq); ok {
+			return sum, true
+		}
+		if rec, err := log.Get(seq); err == nil {
+			return rec.Sum, true
+		}
+		return 0, false
+	})
+	if saved.Forgot != "" {
+		v.logr.Warn("this server forgot what it had acknowledged; it must be resynced", "reason", saved.Forgot)
+	}
+	return saved, nil
+}
+
+// nameID is what the little is kept under that a server must remember of a volume
+// before it has a uuid: the promise to the server that creates it.
+func nameID(name string) record.VolumeID {
+	h := xxh3.HashString128("blockrepl volume " + name)
+	return record.VolumeID(h.Bytes())
+}
+
+func (v *Volume) markID() record.VolumeID {
+	if id := v.uuid.Load(); id != nil {
+		return *id
+	}
+	return nameID(v.name)
+}
+
+// openImage opens the image, or makes it. An image that is missing, or that has
+// bytes of which the journal knows nothing, is not believed.
+func (v *Volume) openImage(saved *replica.Saved) error {
+	known := !saved.Hard.State.Epoch.IsZero()
+	size := v.opt.Size
+	if known {
+		size = saved.Hard.State.Size
+		if saved.Table.Size > 0 {
+			size = saved.Table.Size
+		}
+	}
+	img, err := v.s.opt.OpenImage(image.Options{Path: v.opt.Image, Size: size, Create: true, Grow: saved.Hard.Resync != nil})
+	if err != nil {
+		return fmt.Errorf("volume %q: open image: %w", v.name, err)
+	}
+	v.img = img
+	switch {
+	case known && img.Created() && saved.Hard.Checkpoint > 0 && saved.Hard.Resync == nil && saved.Forgot == "":
+		saved.Forgot = fmt.Sprintf("the image %s was missing", v.opt.Image)
+	case !known && !img.Blank() && saved.Forgot == "":
+		saved.Forgot = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
+	default:
+		return nil
+	}
+	v.logr.Warn("image is not believed", "reason", saved.Forgot)
+	return nil
+}
+
+// start lets the goroutines run.
+func (v *Volume) start() {
+	for _, run := range []func(){v.com.run, v.app.run, v.check.run} {
+		v.wg.Go(run)
+	}
+	go func() {
+		defer close(v.loopDone)
+		v.runLoop()
+	}()
+}
+
+// runLoop is the volume's one order of events.
+func (v *Volume) runLoop() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-v.in.wake:
+		case <-timer.C:
+		}
+		v.round()
+		if v.in.drained() {
+			return
+		}
+		timer.Reset(max(0, v.nextTick.Sub(v.s.opt.Clock())))
+	}
+}
+
+// round takes all that happened and does what follows from it.
+func (v *Volume) round() {
+	t := v.in.take()
+	now := v.s.opt.Clock()
+	v.rep.SetWall(v.s.opt.Wall().UnixNano())
+	// What the disks did comes first: it speaks of the numbers that were known
+	// before any event of this round changed them.
+	if t.stored > 0 {
+		v.step(now, replica.Stored{ID: t.stored})
+	}
+	if t.applied > 0 {
+		v.step(now, replica.Applied{Seq: t.applied})
+	}
+	if t.synced > 0 {
+		v.step(now, replica.ImageSynced{Seq: t.synced})
+	}
+	for _, ev := range t.events {
+		v.step(now, ev)
+	}
+	if subs := v.clients.admit(v.subs[:0], t.ops); len(subs) > 0 {
+		v.busyAt.Store(int64(now))
+		v.step(now, replica.Submit{Ops: subs})
+		clear(subs)
+		v.subs = subs
+	}
+	if id := v.clients.round(t.reads); id != 0 {
+		v.step(now, replica.Read{ID: id})
+	}
+	if now >= v.nextTick {
+		v.nextTick = now.Add(v.s.opt.PeerTimeout / 8)
+		v.step(now, replica.Tick{})
+	}
+	for _, f := range t.calls {
+		f()
+	}
+	if now >= v.sweepAt {
+		v.sweepAt = now.Add(sweepEvery)
+		v.clients.sweep(now)
+	}
+	v.finish()
+}
+
+// step lets the state machine take in one event. Effects of several steps are
+// carried out together, but what drops or cuts the journal is at once: numbers
+// mean other records after it.
+func (v *Volume) step(now replica.Time, ev replica.Event) {
+	v.rep.Step(now, ev, &v.eff)
+	if n := len(v.eff.Stores); n > 0 && (v.eff.Stores[n-1].Cut != nil || v.eff.Stores[n-1].Reset != nil) || v.eff.Resync != nil {
+		v.finish()
+	}
+}
+
+// finish publishes and carries out.
+func (v *Volume) finish() {
+	v.publish()
+	if v.eff.Wake != 0 {
+		v.nextTick = min(v.nextTick, v.eff.Wake)
+	}
+	v.carryOut(&v.eff)
+	v.eff.Reset()
+}
+
+// publish lets readers and senders see where the volume is.
+func (v *Volume) publish() {
+	// The commit number first: a reader that still sees the old lease and the new
+	// number merely waits.
+	v.commit.Store(uint64(v.rep.Commit()))
+	v.lease.Store(int64(v.rep.Lease()))
+	v.floor.Store(uint64(v.rep.Floor()))
+	v.stale.Store(v.rep.StaleReadable())
+	v.size.Store(v.rep.Size())
+	if e := v.rep.Epoch(); v.epoch.Load() == nil || *v.epoch.Load() != e {
+		v.epoch.Store(&e)
+	}
+	if v.uuid.Load() != nil && !v.isCreated && v.rep.Commit() > 0 {
+		v.isCreated = true
+		close(v.created)
+	}
+}
+
+// fail tells the state machine, once, that the journal or the image failed.
+func (v *Volume) fail(what string, err error) {
+	i := 0
+	if what == "image" {
+		i = 1
+	}
+	v.failOnce[i].Do(func() {
+		why := fmt.Sprintf("%s: %v", what, err)
+		v.failed.CompareAndSwap(nil, &why)
+		v.logr.Error("volume failed", "what", what, "err", err)
+		v.in.post(replica.Failed{What: what, Err: err})
+	})
+}
+
+// view asks the loop for a snapshot.
+func (v *Volume) view(ctx context.Context) (replica.View, error) {
+	got := make(chan replica.View, 1)
+	if !v.in.call(func() { got <- v.rep.View(v.s.opt.Clock()) }) {
+		return replica.View{}, ErrStopped
+	}
+	select {
+	case view := <-got:
+		return view, nil
+	case <-ctx.Done():
+		return replica.View{}, fmt.Errorf("volume %q: ask for its state: %w", v.name, ctx.Err())
+	case <-v.loopDone:
+		return replica.View{}, ErrStopped
+	}
+}
+
+// ErrStopped says that the server is stopping or has stopped.
+var ErrStopped = errors.New("server has stopped")
+
+// Name is the volume's name.
+func (v *Volume) Name() string { return v.name }
+
+// Size is its present size in bytes.
+func (v *Volume) Size() int64 { return v.size.Load() }
+
+// handOver asks the state machine to stop and waits for its answer, then until
+// everything committed is in the image and fsynced, each for a bounded time.
+func (v *Volume) handOver(ctx context.Context, handover bool) {
+	wait, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	res, err := v.command(wait, func(id uint64) replica.Event { return replica.Stop{ID: id, Handover: handover} })
+	if err == nil && res.Note != "" {
+		v.logr.Info("stopping", "note", res.Note)
+	}
+	if err != nil && !errors.Is(err, ErrStopped) {
+		v.logr.Warn("stopping without handover", "err", err)
+	}
+}
+
+// drain waits until everything that may be applied is, fsyncs the image, and has
+// the checkpoint stored, so that the next start has nothing to redo.
+func (v *Volume) drain(ctx context.Context) {
+	if !v.app.wait(ctx) || v.failed.Load() != nil {
+		return
+	}
+	if err := v.check.sync(); err != nil {
+		v.fail("image", err)
+		return
+	}
+	// Two rounds: the first takes ImageSynced and orders the Store, whose end the
+	// committer waits for when its queue is closed.
+	for range 2 {
+		if _, err := v.view(ctx); err != nil {
+			return
+		}
+	}
+}
+
+// stop ends the goroutines: clients, resync, loop, committer, applier,
+// checkpointer; then it closes the image. The links are closed before. running
+// says whether they were started.
+func (v *Volume) stop(running bool) {
+	v.clients.abortAll("the server stops")
+	v.sync.stop()
+	v.answer.stop()
+	v.in.close()
+	if running {
+		<-v.loopDone
+		close(v.com.queue)
+		v.app.close()
+		close(v.check.quit)
+		v.wg.Wait()
+	}
+	v.results.close()
+	v.ring.clear()
+	if err := v.img.Close(); err != nil {
+		v.logr.Warn("image not closed", "err", err)
+	}
+}
