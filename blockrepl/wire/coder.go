@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -230,8 +231,17 @@ func (c *coder) reason(name string, v *string) {
 	c.text(name, &s, MaxReason)
 }
 
-// blob is a u32 length and that many bytes. Decoded, it is a part of the frame.
+// blob is a u32 length and that many bytes.
 func (c *coder) blob(name string, v *[]byte) {
+	c.part(name, v)
+	if !c.enc {
+		*v = bytes.Clone(*v) // the frame's buffer is used again
+	}
+}
+
+// part is a blob that, decoded, is a part of the frame. Only for messages that
+// own their frame's buffer (header.ownsBody).
+func (c *coder) part(name string, v *[]byte) {
 	n := uint32(min(len(*v), MaxBody+1))
 	c.u32(name, &n)
 	if n > MaxBody {

@@ -202,7 +202,7 @@ func (k *Chunk) fields(c *coder) {
 	c.size("chunk length", &k.Length)
 	c.flag("zero", &k.Zero)
 	c.enum("codec", (*uint8)(&k.Codec), uint8(record.CodecZstd))
-	c.blob("data", &k.Data)
+	c.part("data", &k.Data)
 }
 
 func (m *ExtentData) fields(c *coder) {

@@ -65,7 +65,7 @@ func (r *Reader) next() (Frame, error) {
 	// What decodes to copies is decoded where it lies in the buffer. What
 	// decodes to parts of the body gets a body of its own, exactly as large: a
 	// record that is kept must not keep a buffer of its neighbours.
-	if h.head == h.length && h.typ != TypeExtentData && h.length <= r.r.Size() {
+	if !h.ownsBody() && h.length <= r.r.Size() {
 		b, err = r.r.Peek(h.length)
 		if err == nil {
 			var m Message
@@ -84,6 +84,9 @@ func (r *Reader) next() (Frame, error) {
 	m, err := h.decode(body)
 	return Frame{h.tag, m}, err
 }
+
+// ownsBody reports whether parts of the body live on in the message.
+func (h *header) ownsBody() bool { return h.head < h.length || h.typ == TypeExtentData }
 
 // decode verifies the sum of the head and decodes the body. What lies behind the
 // head are records, which carry sums of their own: their bytes are passed once.
