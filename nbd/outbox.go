@@ -183,10 +183,13 @@ func (o *outbox) run(wait bool) {
 	for {
 		o.mu.Lock()
 		if o.dead || (len(o.cur) == 0 && len(o.queue) == 0) {
-			o.writing = false
+			dropped := o.cur // only when dead
+			if len(dropped) > 0 {
+				o.cur = nil
+			}
+			o.writing = false // the next holder of the token may run from here
 			o.mu.Unlock()
-			o.giveBack(o.cur)
-			o.cur = clear0(o.cur)
+			o.giveBack(dropped)
 			return
 		}
 		if len(o.cur) == 0 {
@@ -317,10 +320,4 @@ func (o *outbox) busy() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.writing || len(o.queue) > 0
-}
-
-// clear0 empties s, keeping its room but none of its pointers.
-func clear0(s []piece) []piece {
-	clear(s)
-	return s[:0]
 }
