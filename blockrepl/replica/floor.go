@@ -61,12 +61,15 @@ func (k *keptBytes) above(seq record.Seq) int64 {
 // below is the highest sampled number with at least budget bytes above it; zero
 // when all records together are fewer.
 func (k *keptBytes) below(budget int64) record.Seq {
-	i, _ := slices.BinarySearchFunc(k.samples, k.total-budget, func(s keptSample, q int64) int { return cmp.Compare(s.total, q) })
-	if i == len(k.samples) || k.total < budget {
+	if k.total < budget {
 		return 0
 	}
-	if i > 0 && k.samples[i].total > k.total-budget {
+	i, found := slices.BinarySearchFunc(k.samples, k.total-budget, func(s keptSample, q int64) int { return cmp.Compare(s.total, q) })
+	if !found {
 		i--
+	}
+	if i < 0 {
+		return 0
 	}
 	return k.samples[i].seq
 }
