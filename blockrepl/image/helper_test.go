@@ -23,9 +23,8 @@ type memFile struct {
 	b      []byte
 	closed bool
 
-	calls  int               // ReadAt, WriteAt, Sync so far
-	fault  func(n int) error // asked before call n; after half of a write's bytes were written
-	shorts bool              // a fault on WriteAt writes half first
+	calls int               // ReadAt, WriteAt, Sync so far
+	fault func(n int) error // asked at call n; a faulty write writes half
 }
 
 func (f *memFile) next() error {

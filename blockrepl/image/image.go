@@ -14,6 +14,10 @@ import (
 // lies behind its end reads as zeroes. pebble's vfs.File satisfies it, so that one
 // simulated power cut takes journal and image together. If it also has a method
 // SyncData() error, that is called instead of Sync.
+//
+// ReadAt, and Sync, may be called beside WriteAt. In a synctest bubble a File must
+// not wait for time or events: its callers hold locks, which synctest does not
+// count as waiting. Delays belong around the Image.
 type File interface {
 	io.ReaderAt
 	io.WriterAt
