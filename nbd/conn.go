@@ -66,8 +66,7 @@ type conn struct {
 	now     NowReader // the disk, if it can
 
 	quota quota
-	batch batch     // of the reader
-	seen  time.Time // when the reader last knew the client to be there
+	batch batch // of the reader
 
 	work    chan *request
 	pending atomic.Int32 // dispatched and not finished
