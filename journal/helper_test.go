@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -81,8 +82,10 @@ func mustWrite(t testing.TB, l *Log, b Batch) {
 func one(v record.VolumeID, prev record.Pos, n int, e uint64) *record.Record {
 	rng := rand.New(rand.NewPCG(uint64(prev.Seq), e))
 	p := record.Alloc(n)
-	for i := range p {
-		p[i] = byte(rng.Uint32())
+	for i := 0; i < n; i += 8 {
+		var w [8]byte
+		binary.LittleEndian.PutUint64(w[:], rng.Uint64())
+		copy(p[i:], w[:])
 	}
 	r := record.NewWrite(int64(prev.Seq)*4096, p)
 	r.Volume, r.Origin = v, epoch.Server

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -25,14 +24,13 @@ type Journal struct {
 	readOnly bool
 	lock     *pebble.Lock
 	db       *pebble.DB
+	creating bool // until Open returns; see creatingName
 	space    space
 
 	// apply guards the order of batches in pebble, and that nobody enters it
 	// after a panic of its commit path, which leaves pebble's own lock held.
 	apply     sync.Mutex
-	applied   uint64 // batches given to pebble; guarded by apply
-	abandoned bool   // pebble panicked; guarded by apply
-	failedAt  atomic.Uint64
+	abandoned bool // pebble panicked; guarded by apply
 	failure   atomic.Pointer[error]
 
 	mu     sync.Mutex // guards logs and closed; no I/O under it except opening a log
@@ -65,17 +63,24 @@ func open(o Options, readOnly bool) (*Journal, error) {
 		o.ReserveBytes = reserveDefault
 	}
 	j := &Journal{
-		o: o, fs: o.FS, readOnly: readOnly,
+		o: o, readOnly: readOnly,
 		logger: &logger{log: o.Logger, fatal: o.Fatal},
 		logs:   map[record.VolumeID]*Log{},
 	}
-	j.failedAt.Store(math.MaxUint64)
+	j.fs = newFailStop(o.FS, j.fail)
 	j.space.init(o)
 	j.janitor.init() // pebble flushes while it opens
 	if err := j.openDB(); err != nil {
 		return nil, fmt.Errorf("open journal %s: %w", o.Dir, err)
 	}
-	if err := j.checkFormat(); err != nil {
+	err := j.checkFormat()
+	if err == nil {
+		err = j.endCreation()
+	}
+	if err == nil {
+		err = j.Err()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", o.Dir, err), j.closeDB())
 	}
 	if !readOnly {
@@ -86,8 +91,8 @@ func open(o Options, readOnly bool) (*Journal, error) {
 
 func (j *Journal) openDB() error {
 	if !j.readOnly {
-		if err := j.fs.MkdirAll(j.o.Dir, 0o700); err != nil {
-			return fmt.Errorf("create directory: %w", err)
+		if err := makeDir(j.fs, j.o.Dir); err != nil {
+			return err
 		}
 	}
 	var err error
@@ -98,11 +103,31 @@ func (j *Journal) openDB() error {
 	if err != nil {
 		return fmt.Errorf("lock directory: %w", err)
 	}
+	if !j.readOnly {
+		err = j.beginCreation()
+	}
+	if err == nil {
+		err = j.openPebble()
+	}
+	if err != nil {
+		return errors.Join(err, j.lock.Close())
+	}
+	return nil
+}
+
+// openPebble turns pebble's panics about a disk that fails at the wrong moment
+// into errors: nothing was promised yet.
+func (j *Journal) openPebble() (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = errors.Join(fmt.Errorf("open pebble: %v", r), j.Err())
+		}
+	}()
 	o := j.pebbleOptions(j.readOnly)
 	o.Lock = j.lock
 	j.db, err = pebble.Open(j.o.Dir, o)
 	if err != nil {
-		return errors.Join(fmt.Errorf("open pebble: %w", err), j.lock.Close())
+		return errors.Join(fmt.Errorf("open pebble: %w", err), j.Err())
 	}
 	return nil
 }
@@ -143,6 +168,9 @@ func (j *Journal) events() *pebble.EventListener {
 	return &pebble.EventListener{
 		FlushEnd: func(pebble.FlushInfo) { j.janitor.wake() },
 		BackgroundError: func(err error) {
+			if errors.Is(err, pebble.ErrCancelledCompaction) {
+				return // by Excise; pebble tries again
+			}
 			if errors.Is(err, syscall.ENOSPC) {
 				j.space.full()
 			}
@@ -169,7 +197,7 @@ func (j *Journal) Log(v record.VolumeID) (*Log, error) {
 	if l, ok := j.logs[v]; ok {
 		return l, l.broken()
 	}
-	l := &Log{j: j, v: v}
+	l := &Log{j: j, v: v, garbage: garbage{max: 2 * j.o.MemTableBytes}}
 	if err := l.open(); err != nil {
 		var c *CorruptError
 		if !errors.As(err, &c) {
@@ -287,7 +315,7 @@ func (j *Journal) closeDB() error {
 	if abandoned {
 		return j.Err()
 	}
-	return errors.Join(j.db.Close(), j.lock.Close())
+	return errors.Join(j.db.Close(), j.lock.Close(), j.Err())
 }
 
 // usable says whether reads make sense.

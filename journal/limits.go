@@ -40,10 +40,6 @@ const (
 	// trimBytes is how much is trimmed between two DeleteRange, in bytes.
 	trimBytes = 1 << 20
 
-	// exciseBytes is how much trimmed data may wait for the next flush until the
-	// janitor is woken for it, in bytes.
-	exciseBytes = 2 * memTableSize
-
 	// tailRecords and tailBytes bound what is verified of a log's end when it is
 	// opened; Verify looks at everything.
 	tailRecords = 1024

@@ -73,7 +73,9 @@ func (j *Journal) pebbleOptions(readOnly bool) *pebble.Options {
 	}
 	o.TargetFileSizes[0] = 128 << 20
 	for i := range o.Levels {
-		o.Levels[i].BlockSize = 32 << 10
+		// Small blocks: damage to one hides few records, and pebble looks for the
+		// flipped bit of a bad block in a time that grows with its square.
+		o.Levels[i].BlockSize = 8 << 10
 	}
 	o.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionNone })
 	o.Experimental.ReadSamplingMultiplier = -1 // no compactions caused by reads

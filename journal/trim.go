@@ -115,6 +115,7 @@ type garbage struct {
 	fresh []span // deleted since the last flush: excising it would force a flush
 	ripe  []span // deleted before
 	bytes uint64 // of both
+	max   uint64 // excised at once beyond this, flush or not: two memtables
 }
 
 // dropped notes deleted spans for the janitor.
@@ -129,7 +130,7 @@ func (l *Log) dropped(drop []span, n uint64) {
 		}
 	}
 	g.bytes += n
-	many := g.bytes >= exciseBytes
+	many := g.bytes >= g.max
 	g.mu.Unlock()
 	if many {
 		l.j.janitor.wake()
@@ -142,7 +143,7 @@ func (g *garbage) take() []span {
 	defer g.mu.Unlock()
 	out := g.ripe
 	g.ripe, g.fresh = g.fresh, nil
-	if g.bytes >= exciseBytes {
+	if g.bytes >= g.max {
 		out = append(out, g.ripe...)
 		g.ripe, g.bytes = nil, 0
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -54,7 +53,6 @@ type Batch struct {
 type Pending struct {
 	j *Journal
 	b *pebble.Batch
-	n uint64 // the batch's place in the order of the journal
 	// err is the outcome, once b is nil.
 	err error
 }
@@ -68,17 +66,19 @@ func (p *Pending) Wait() error {
 	}
 	b := p.b
 	p.b = nil
+	var err error
 	if !p.j.o.syncEach {
-		p.err = b.SyncWait()
+		err = b.SyncWait()
 	}
-	if p.err != nil {
-		p.j.fail(p.n, fmt.Errorf("sync: %w", p.err))
-	} else if err := b.Close(); err != nil {
-		p.j.fail(p.n, fmt.Errorf("release batch: %w", err))
+	if err == nil {
+		err = b.Close()
 	}
-	if p.n >= p.j.failedAt.Load() {
-		p.err = p.j.Err()
+	if err != nil {
+		p.j.fail(fmt.Errorf("sync: %w", err))
 	}
+	// A failure that was noted before the sync returned may be the sync's own: the
+	// disk's errors are not told to pebble (failStop).
+	p.err = p.j.Err()
 	return p.err
 }
 
@@ -252,7 +252,7 @@ func (s *step) commit(b *Batch, size int64) (*Pending, error) {
 		if err != nil {
 			break
 		}
-		if pb.Len() > 1024 && pb.Len()+len(r.Raw) > int(l.j.o.MemTableBytes/4) {
+		if pb.Len() > 1024 && pb.Len()+len(r.Raw) > BatchBytes {
 			_, err = l.j.commit(pb, false)
 			pb = l.j.db.NewBatch()
 		}
@@ -325,14 +325,12 @@ func (j *Journal) commit(pb *pebble.Batch, sync bool) (p *Pending, err error) {
 	if err := j.writable(); err != nil {
 		return nil, err
 	}
-	j.applied++
-	n := j.applied
 	defer func() {
 		if r := recover(); r != nil {
 			// Pebble panics when it can neither close the old WAL nor open the
 			// next, with its commit lock held. Nobody may enter it any more.
 			j.abandoned = true
-			j.fail(n, fmt.Errorf("pebble: %v", r))
+			j.fail(fmt.Errorf("pebble: %v", r))
 			p, err = nil, j.Err()
 			j.logger.die(fmt.Sprint(r))
 		}
@@ -349,32 +347,22 @@ func (j *Journal) commit(pb *pebble.Batch, sync bool) (p *Pending, err error) {
 		err = j.db.ApplyNoSyncWait(pb, pebble.Sync)
 	}
 	if err != nil {
-		j.fail(n, fmt.Errorf("apply: %w", err))
+		j.fail(fmt.Errorf("apply: %w", err))
 		return nil, j.Err()
 	}
-	return &Pending{j: j, b: pb, n: n}, nil
+	return &Pending{j: j, b: pb}, nil
 }
 
-// fail notes the first failure, of batch n in the order of the journal. Batches
-// before n may still become durable, none from n on.
-func (j *Journal) fail(n uint64, cause error) {
+// fail notes the first failure. Nothing succeeds after it.
+func (j *Journal) fail(cause error) {
 	err := fmt.Errorf("%w: %w: restart the server; what it acknowledged before is kept", ErrFailed, cause)
-	if j.failure.CompareAndSwap(nil, &err) { // before failedAt, behind which Wait looks here
+	if j.failure.CompareAndSwap(nil, &err) {
 		j.o.Logger.Error("journal failed", "dir", j.o.Dir, "err", err)
-	}
-	for {
-		at := j.failedAt.Load()
-		if n >= at || j.failedAt.CompareAndSwap(at, n) {
-			return
-		}
 	}
 }
 
 // syncAll makes everything written so far durable.
 func (j *Journal) syncAll() error {
-	if j.failedAt.Load() != math.MaxUint64 {
-		return j.Err()
-	}
 	b := j.db.NewBatch()
 	if err := b.LogData([]byte{0}, nil); err != nil {
 		return fmt.Errorf("sync: %w", err)

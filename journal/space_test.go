@@ -1,0 +1,89 @@
+package journal
+
+import (
+	"errors"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+func TestFullDiskRefusesClientsFirstAndRecovers(t *testing.T) {
+	var free atomic.Int64
+	free.Store(1 << 30)
+	o := options(t, vfs.NewMem())
+	o.ReserveBytes = 100 << 20
+	o.FreeBytes = func() (int64, error) { return free.Load(), nil }
+	j := mustOpen(t, o)
+	l := mustLog(t, j, vol1)
+	recs := chain(vol1, record.Pos{}, 4, 1000)
+	mustWrite(t, l, Batch{Records: recs[:1]})
+	if got, want := j.Free(), int64(1<<30-100<<20); got > want || got < want-(1<<20) {
+		t.Errorf("Free = %d, want about %d", got, want)
+	}
+
+	free.Store(100<<20 + 500)
+	j.space.full() // no old look counts
+	if _, err := l.Write(Batch{Records: recs[1:2]}); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("client's write into the reserve: %v, want ErrNoSpace", err)
+	}
+	mustWrite(t, l, Batch{Records: recs[1:2], Urgent: true})
+	if err := l.Trim(1); err != nil {
+		t.Errorf("trim on a full disk: %v", err)
+	}
+	free.Store(50 << 20)
+	if _, err := l.Write(Batch{Records: recs[2:3], Urgent: true}); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("urgent write into the second half of the reserve: %v, want ErrNoSpace", err)
+	}
+	if got := j.Free(); got != 0 {
+		t.Errorf("Free = %d, want 0", got)
+	}
+	free.Store(1 << 30)
+	mustWrite(t, l, Batch{Records: recs[2:]})
+	checkHolds(t, l, recs[0].Pos(), recs[1:])
+
+	trouble := errors.New("statfs")
+	j.space.ask = func() (int64, error) { return 0, trouble }
+	j.space.full()
+	if _, err := l.Write(Batch{Records: chain(vol1, l.Last(), 1, 10)}); !errors.Is(err, trouble) {
+		t.Errorf("write without a word on free space: %v", err)
+	}
+}
+
+// A table that finds no room is tried again later; nothing fails and nothing is lost.
+func TestFlushOntoAFullDiskIsTriedAgain(t *testing.T) {
+	var full atomic.Bool
+	var refused atomic.Int64
+	mem := vfs.NewMem()
+	o := options(t, errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && strings.HasSuffix(op.Path, ".sst") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpRemove {
+			refused.Add(1)
+			if refused.Load() >= 5 {
+				full.Store(false)
+			}
+			return syscall.ENOSPC
+		}
+		return nil
+	})))
+	o.Logger = nil
+	o.MemTableBytes = 64 << 10
+	j := mustOpen(t, o)
+	l := mustLog(t, j, vol1)
+	full.Store(true)
+	recs := chain(vol1, record.Pos{}, 200, 3000)
+	for i := range recs {
+		mustWrite(t, l, Batch{Records: recs[i : i+1]})
+	}
+	if refused.Load() == 0 {
+		t.Fatal("no table was refused")
+	}
+	checkHolds(t, l, record.Pos{}, recs)
+	mustClose(t, j)
+	o.FS = mem
+	checkHolds(t, mustLog(t, mustOpen(t, o), vol1), record.Pos{}, recs)
+}
