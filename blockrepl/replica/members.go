@@ -236,14 +236,3 @@ func (r *Replica) commitMore() {
 	}
 	r.commit = to
 }
-
-// readers are the slaves whose leases a read on the master needs.
-func (r *Replica) readers() []*peer {
-	var out []*peer
-	for _, p := range r.peers {
-		if r.waited(p.id) {
-			out = append(out, p)
-		}
-	}
-	return slices.Clip(out)
-}

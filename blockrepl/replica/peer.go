@@ -190,6 +190,7 @@ func (r *Replica) onGreeting(p *peer, g *wire.Greeting) {
 	case wire.RoleCandidate:
 		r.greetedCandidate(p, g)
 	case wire.RoleSlave:
+		r.setState(p, Live, "")
 		r.mayCreate()
 	}
 }

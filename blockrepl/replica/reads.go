@@ -148,8 +148,10 @@ func (r *Replica) Lease() Time {
 		return 0
 	}
 	until := r.now.Add(time.Hour)
-	for _, p := range r.readers() {
-		until = min(until, p.lease)
+	for _, p := range r.peers {
+		if r.waited(p.id) {
+			until = min(until, p.lease)
+		}
 	}
 	return until
 }
