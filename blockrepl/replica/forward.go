@@ -201,10 +201,12 @@ func (r *Replica) numberLocal(op *Op) {
 }
 
 // onForward takes what a slave's clients asked for. A frame out of turn ends the
-// link: the next one draws a line below which each is found or never comes.
+// link: the next one draws a line below which each is found or never comes. A
+// slave forwards from the moment it follows, before its Joined is durable and
+// sent; dropping what comes meanwhile would lose it for good.
 func (r *Replica) onForward(p *peer, f *wire.Forward) {
 	switch {
-	case r.role != wire.RoleMaster || !p.joined || f.Epoch != r.epoch():
+	case r.role != wire.RoleMaster || !p.joined && !p.joining || f.Epoch != r.epoch():
 		return
 	case f.Index <= p.forwards:
 		r.count("forwards_duplicate", 1)
@@ -246,7 +248,7 @@ func (r *Replica) numberEarly() {
 	list := r.m.early
 	r.m.early = nil
 	for _, e := range list {
-		if p := r.peer(e.peer); p != nil && p.session == e.session && p.joined {
+		if p := r.peer(e.peer); p != nil && p.session == e.session && (p.joined || p.joining) {
 			r.numberForward(p, e.frame)
 		}
 	}
