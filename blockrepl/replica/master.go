@@ -238,10 +238,6 @@ func (r *Replica) stepDown(why string) {
 	if m := r.m; m != nil && m.change != nil && m.change.command != 0 {
 		r.result(Result{ID: m.change.command, Err: fmt.Errorf("%w: %s", ErrFenced, why)})
 	}
-	if r.role == wire.RoleMaster && r.stopID != 0 {
-		r.result(Result{ID: r.stopID})
-		r.stopID = 0
-	}
 	r.role, r.m, r.c = wire.RoleSlave, nil, nil
 	r.s = slave{}
 	for _, p := range r.peers {

@@ -252,6 +252,12 @@ func (r *Replica) heardCommit(c record.Seq) {
 	}
 	r.commit = max(r.commit, c)
 	r.redo.heard(r)
+	if r.stopID != 0 {
+		// A master that handed over may go when the next one serves: its epoch
+		// record is durable on the whole set, of which this server still is one.
+		r.result(Result{ID: r.stopID})
+		r.stopID = 0
+	}
 }
 
 // ackDurable tells the master what is durable here.
