@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
@@ -151,7 +150,7 @@ func (c *cluster) await(i int, what string, ok func(VolumeStatus) bool) VolumeSt
 			return st
 		}
 		if time.Now().After(deadline) {
-			c.t.Fatalf("server %s never got to: %s; it is %s %s at %d/%d/%d: %s", c.addrs[i].ID, what, st.Role, st.State, st.Last, st.Committed, st.Applied, st.Reason)
+			c.t.Fatalf("server %s never got to: %s; it is %s %s at %d/%d/%d: %s", c.addrs[i].ID, what, st.Role, st.State, st.Last, st.Committed, st.Applied, st.Reason+fmt.Sprintf(" checkpoint %d first %d", st.Checkpoint, st.FirstKept))
 		}
 		<-tick.C
 	}
@@ -283,4 +282,4 @@ func (c *cluster) equalImages(which ...int) {
 	}
 }
 
-var _ = replica.Time(0)
+func mustID(s string) record.ServerID { return record.MustServerID(s) }

@@ -1,0 +1,219 @@
+package blockrepl
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+)
+
+func (c *cluster) promote(i int, p replica.Promote) (*PromoteReport, error) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	v := c.vol(i)
+	res, err := v.command(ctx, func(id uint64) replica.Event { p.ID = id; return p })
+	return v.promoteReport(res.Report), err
+}
+
+func (c *cluster) forget(i int, server string, force bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	_, err := c.vol(i).command(ctx, func(id uint64) replica.Event {
+		return replica.Forget{ID: id, Server: mustID(server), Force: force}
+	})
+	return err
+}
+
+func TestSlaveTakesOverWithEveryWrite(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	r := seeded(t)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	want := make([]byte, 1<<20)
+	for range 100 {
+		p := noise(r, 512*(1+r.IntN(16)))
+		off := r.IntN(len(want) - len(p))
+		cl.write(int64(off), p)
+		copy(want[off:], p)
+	}
+	c.kill(0)
+	began := time.Now()
+	rep, err := c.promote(1, replica.Promote{OldMasterDead: true})
+	if err != nil {
+		t.Fatalf("promote: %v (%+v)", err, rep)
+	}
+	cl = c.connect(1, "client")
+	// With "suspend" the dead server is still waited for; only the operator lets it go.
+	c.await(1, "master", func(s VolumeStatus) bool { return s.Role == "master" })
+	if st := c.status(1); len(st.InSync) == 3 {
+		if err := c.forget(1, "a", false); err != nil {
+			t.Fatalf("forget: %v", err)
+		}
+	}
+	cl.wantRead(0, want)
+	cl.write(0, []byte("taken over"))
+	t.Logf("first write after %v", time.Since(began))
+	copy(want, "taken over")
+	c.connectAs(2, ClientInfo{Identity: "reader", ReadOnly: true}).wantRead(0, want)
+
+	c.start(0)
+	c.awaitHealthy(0, 1, 2)
+	if st := c.status(0); st.Role != "slave" || st.Master != "b" {
+		t.Fatalf("old master came back as %s under %s", st.Role, st.Master)
+	}
+	c.connectAs(0, ClientInfo{Identity: "reader", ReadOnly: true}).wantRead(0, want)
+	c.equalImages(0, 1, 2)
+}
+
+func TestGracefulSwitchover(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	p := bytes.Repeat([]byte("p"), 4096)
+	cl.write(0, p)
+	rep, err := c.promote(2, replica.Promote{DryRun: true})
+	if err != nil || !rep.Graceful || !rep.Allowed {
+		t.Fatalf("dry run: %+v, %v", rep, err)
+	}
+	if _, err := c.promote(2, replica.Promote{}); err != nil {
+		t.Fatalf("promote: %v", err)
+	}
+	c.await(2, "master", func(s VolumeStatus) bool { return s.Role == "master" && s.State == StateHealthy })
+	cl.write(4096, p) // through the old master, which forwards now
+	c.connectAs(2, ClientInfo{Identity: "reader", ReadOnly: true}).wantRead(0, append(p, p...))
+	c.equalImages(0, 1, 2)
+}
+
+func TestStopHandsOver(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	p := bytes.Repeat([]byte("p"), 4096)
+	cl.write(0, p)
+	c.awaitHealthy(0, 1, 2)
+	began := time.Now()
+	c.stop(0, true)
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("stop took %v", took)
+	}
+	if err := cl.change(OpWrite, 0, p, 0); !errors.Is(err, ErrAborted) {
+		t.Errorf("write at a stopped server: got %v, want ErrAborted", err)
+	}
+	var at int
+	for _, i := range []int{1, 2} {
+		if st := c.status(i); st.Role == "master" || st.Role == "candidate" {
+			at = i
+		}
+	}
+	if at == 0 {
+		t.Fatalf("nobody took over: %+v, %+v", c.status(1), c.status(2))
+	}
+	// The stopped server is still waited for, by writes and by the reads' leases.
+	c.start(0)
+	c.connectAs(at, ClientInfo{Identity: "reader", ReadOnly: true}).wantRead(0, p)
+	c.awaitHealthy(0, 1, 2)
+	c.equalImages(0, 1, 2)
+}
+
+func TestSilentSlaveSuspendsWritesUntilForgotten(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	r := seeded(t)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	cl.write(0, noise(r, 4096))
+	c.kill(2)
+	done := make(chan error, 1)
+	go func() { done <- cl.change(OpWrite, 4096, noise(r, 4096), 0) }()
+	c.await(0, "suspended", func(s VolumeStatus) bool { return s.State == StateSuspended })
+	select {
+	case err := <-done:
+		t.Fatalf("a write was answered without an in-sync server: %v", err)
+	default:
+	}
+	if err := c.forget(0, "c", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		cl.write(int64(512*r.IntN(1000)), noise(r, 4096))
+	}
+	c.start(2)
+	c.awaitHealthy(0, 1, 2)
+	if st := c.status(2); st.Counters["resync_bytes"] != 0 {
+		t.Errorf("a short absence led to a resync")
+	}
+	c.equalImages(0, 1, 2)
+}
+
+func TestContinueGoesOnWithoutASlave(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.volume.OnDegraded = wire.Continue
+	r := seeded(t)
+	c.start(0, 1)
+	cl := c.connect(0, "client")
+	cl.write(0, noise(r, 4096))
+	c.awaitHealthy(0, 1)
+	c.kill(1)
+	cl.write(4096, noise(r, 4096))
+	c.await(0, "degraded", func(s VolumeStatus) bool { return s.State == StateDegraded && len(s.InSync) == 1 })
+	c.start(1)
+	c.awaitHealthy(0, 1)
+	c.equalImages(0, 1)
+}
+
+func TestAbsentBeyondKeepIsResyncedWhileWritesGoOn(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.volume.Keep = 1 << 20
+	r := seeded(t)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	base := noise(r, 8<<20)
+	for off := 0; off < len(base); off += 1 << 20 {
+		cl.write(int64(off), base[off:off+1<<20])
+	}
+	c.awaitHealthy(0, 1, 2)
+	c.kill(2)
+	if err := c.forget(0, "c", false); err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		cl.write(int64(4096*r.IntN(256)), noise(r, 64<<10))
+	}
+	// The checkpoint lets records go.
+	c.await(0, "trimmed", func(s VolumeStatus) bool { return s.FirstKept > 100 })
+	c.start(2)
+	stop := make(chan struct{})
+	written := make(chan int)
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-stop:
+				written <- n
+				return
+			default:
+				p := bytes.Repeat([]byte(fmt.Sprint(n)), 512)
+				if err := cl.change(OpWrite, int64(4096*(n%2048)), p, 0); err != nil {
+					t.Errorf("write %d: %v", n, err)
+				}
+				n++
+			}
+		}
+	}()
+	c.await(2, "resynced", func(s VolumeStatus) bool { return s.State == StateHealthy })
+	close(stop)
+	t.Logf("%d writes went on during the resync", <-written)
+	st := c.status(0)
+	if n := st.Counters["resync_bytes"]; n == 0 || n > 12<<20 {
+		t.Errorf("resync sent %d bytes of an image of %d", n, testSize)
+	}
+	c.equalImages(0, 1, 2)
+}
