@@ -31,13 +31,22 @@ func (r *Replica) waited(id record.ServerID) bool {
 	return p != nil && p.admitting
 }
 
+// shrinking is the state that a further shrink builds on: of several servers that
+// went silent together each would bring back the one before it otherwise.
+func (r *Replica) shrinking() wire.State {
+	if c := r.m.change; c != nil && c.grow.ID.IsZero() {
+		return c.state
+	}
+	return r.hard.State
+}
+
 // propose orders a new state. A shrink replaces a pending change (its number is
 // higher, so it wins wherever the other was noted); the union stays.
 func (r *Replica) propose(st wire.State, command uint64, shrink bool) {
 	if c := r.m.change; c != nil {
 		st.Number = max(st.Number, c.state.Number+1)
 		if c.command != 0 {
-			r.result(Result{ID: c.command, Err: fmt.Errorf("%w: replaced by a newer change", ErrRefused)})
+			r.result(Result{ID: c.command, Err: fmt.Errorf("%w: replaced by a newer change; look at the in-sync set", ErrRefused)})
 		}
 	}
 	c := &change{state: st, command: command}
@@ -172,7 +181,9 @@ func (r *Replica) admit() {
 // forget is the operator's shrink.
 func (r *Replica) forget(ev Forget) {
 	if r.role == wire.RoleCandidate && r.c.kind == restarting && inSync(&r.c.base, ev.Server) && ev.Server != r.cfg.Self {
-		if !ev.Force {
+		// One whose past is not believed cannot be promoted anyway.
+		unbelieved := r.c.pledge(ev.Server) != nil && !r.counts(ev.Server)
+		if !ev.Force && !unbelieved {
 			r.refuse(ev.ID, "no epoch is held yet, so no majority can note it; add --force if %v will not be promoted", ev.Server)
 			return
 		}
@@ -190,7 +201,7 @@ func (r *Replica) forget(ev Forget) {
 	case !inSync(&r.hard.State, ev.Server):
 		r.refuse(ev.ID, "%v is just being admitted; try again", ev.Server)
 	default:
-		st := without(r.hard.State, ev.Server)
+		st := without(r.shrinking(), ev.Server)
 		reach := 1
 		for _, p := range r.peers {
 			if p.joined && p.state != Down {

@@ -82,8 +82,10 @@ func (r *Replica) lostPast(p *peer, g *wire.Greeting) string {
 }
 
 // joinResync begins the copying of the image: the slave's journal starts anew
-// behind our present end, and our records from there are kept for it (its
-// durable number is the floor).
+// behind what our image holds now, and our records from there are kept for it
+// (its durable number is the floor). Not behind our journal's end: an extent that
+// is read before those records are applied lacks them, and nobody would send
+// them; and what is not committed may yet be taken back.
 func (r *Replica) joinResync(p *peer, why string) {
 	if !r.m.serving {
 		r.setState(p, Probe, why+"; resync begins when the master serves")
@@ -91,7 +93,17 @@ func (r *Replica) joinResync(p *peer, why string) {
 	}
 	p.joining = true
 	r.setState(p, Resync, why)
-	r.sendJoin(p, r.last, true)
+	session := p.session
+	r.sumAt(r.applied, func(base record.Pos, ok bool) {
+		if p.session != session || !p.joining || r.role != wire.RoleMaster {
+			return
+		}
+		if !ok || base.Seq != r.table.AsOf {
+			p.joining = false // looked up too slowly; the next tick tries again
+			return
+		}
+		r.sendJoin(p, base, true)
+	})
 }
 
 func (r *Replica) sendJoin(p *peer, match record.Pos, resync bool) {
@@ -102,8 +114,7 @@ func (r *Replica) sendJoin(p *peer, match record.Pos, resync bool) {
 		Match: match, Resync: resync, Last: r.last.Seq, Commit: r.commit,
 	}
 	if resync {
-		t := r.numbered.clone()
-		t.AsOf = match.Seq
+		t := r.table.clone() // as applied, which is at match
 		j.Table = encodeTable(&t)
 	}
 	r.send(p, j)
@@ -146,6 +157,9 @@ func (r *Replica) onJoined(p *peer, j *wire.Joined) {
 		r.setState(p, CatchUp, "")
 	}
 	r.out.Streams = append(r.out.Streams, Stream{To: p.id, Session: p.session, Epoch: r.epoch(), From: j.Last.Seq + 1, End: r.last.Seq})
+	if c := r.m.change; c != nil && p.id != c.grow.ID {
+		r.send(p, &wire.StateUpdate{State: c.state}) // the link before may have lost it, or its answer
+	}
 	r.progressed(p)
 }
 
@@ -211,7 +225,7 @@ func (r *Replica) missing(p *peer, silent bool) {
 	}
 	if len(r.hard.State.InSync) > 1 && inSync(&r.hard.State, p.id) {
 		r.warn("on_degraded = continue: going on without a server; it must not be promoted now", "server", p.id.String(), "reason", p.reason)
-		st := without(r.hard.State, p.id)
+		st := without(r.shrinking(), p.id)
 		st.Forced = true
 		r.propose(st, 0, true)
 	}

@@ -132,10 +132,10 @@ func (r *Replica) readsApplied() {
 
 // onHeartbeatAck renews a slave's lease, counted from when the master asked.
 func (r *Replica) onHeartbeatAck(p *peer, m *wire.HeartbeatAck) {
-	if r.role != wire.RoleMaster || !p.joined || m.Epoch != r.epoch() || m.Incarnation != p.incarnation {
+	if r.role != wire.RoleMaster || !p.joined || m.Epoch != r.epoch() || m.Incarnation != p.incarnation || !m.OK {
 		return
 	}
-	if m.OK && Time(m.SentAt) <= r.now && Time(m.SentAt) >= r.m.leaseFrom {
+	if Time(m.SentAt) <= r.now && Time(m.SentAt) >= r.m.leaseFrom {
 		p.lease = max(p.lease, Time(m.SentAt).Add(r.cfg.PeerTimeout-r.cfg.PeerTimeout/leaseMargin))
 	}
 	r.onAck(p, &m.Ack)

@@ -290,8 +290,12 @@ func (r *Replica) ack() *wire.Ack {
 func (r *Replica) onHeartbeat(p *peer, h *wire.Heartbeat) {
 	a := r.ack()
 	if r.role != wire.RoleSlave || r.s.master != p.id || h.Epoch != r.hard.Following || h.Epoch != r.hard.Promised || a == nil {
-		if r.hard.Following != h.Epoch && r.hard.Promised != h.Epoch && !h.Epoch.IsZero() {
+		switch {
+		case h.Epoch.IsZero():
+		case r.hard.Following != h.Epoch && r.hard.Promised != h.Epoch:
 			r.send(p, r.greeting())
+		default: // alive, but not joined: a server that says nothing would be taken for dead and never be joined
+			r.send(p, &wire.HeartbeatAck{Ack: wire.Ack{Epoch: h.Epoch, Incarnation: r.cfg.Incarnation}, SentAt: h.SentAt})
 		}
 		return
 	}

@@ -135,7 +135,14 @@ func (r *Replica) condition() (Condition, string, string) {
 
 func (r *Replica) masterCondition(name string) (Condition, string, string) {
 	if !r.m.serving {
-		return Suspended, fmt.Sprintf("epoch %v begins when its first record is durable on %s", r.epoch(), names(r.unmatched())), ""
+		next := ""
+		for _, id := range r.unmatched() {
+			if p := r.peer(id); p != nil && p.state == Down {
+				next = fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", id, name, id)
+				break
+			}
+		}
+		return Suspended, fmt.Sprintf("epoch %v begins when its first record is durable on %s", r.epoch(), names(r.unmatched())), next
 	}
 	for _, p := range r.peers {
 		if inSync(&r.hard.State, p.id) && (!p.joined || p.state == Down) {
@@ -151,11 +158,19 @@ func (r *Replica) masterCondition(name string) (Condition, string, string) {
 }
 
 func (r *Replica) candidateCondition(name string) (Condition, string, string) {
-	var silent []record.ServerID
+	var silent, unbelieved []record.ServerID
 	for _, m := range r.c.base.InSync {
-		if m.ID != r.cfg.Self && r.c.pledge(m.ID) == nil {
+		switch {
+		case m.ID == r.cfg.Self || r.counts(m.ID) || contains(r.c.exclude, m.ID):
+		case r.c.pledge(m.ID) == nil:
 			silent = append(silent, m.ID)
+		default:
+			unbelieved = append(unbelieved, m.ID)
 		}
+	}
+	if len(unbelieved) > 0 {
+		return Suspended, fmt.Sprintf("epoch %v needs %s, whose past is not what others remember of it", r.c.epoch, names(unbelieved)),
+			fmt.Sprintf("to resync it: blockrepl forget %s %v", name, unbelieved[0])
 	}
 	if len(silent) == 0 {
 		return Suspended, "taking epoch " + r.c.epoch.String(), ""
