@@ -3,7 +3,6 @@ package nbd_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -331,8 +330,17 @@ func TestTLSClientsOfGnuTLS(t *testing.T) {
 	if os.Getenv("BLOCKREPL_NO_CLIENTS") == "1" {
 		t.Skip("BLOCKREPL_NO_CLIENTS=1")
 	}
-	a, other := newAuthority(t), newAuthority(t)
-	s, _ := serveTLS(t, nbd.TLSRequire, a)
+	for _, withRSA := range []bool{false, true} {
+		t.Run(fmt.Sprintf("rsa=%v", withRSA), func(t *testing.T) {
+			a, other := newAuthority(t), newAuthority(t)
+			a.rsa, other.rsa = withRSA, withRSA
+			gnuTLSClients(t, a, other)
+		})
+	}
+}
+
+func gnuTLSClients(t *testing.T, a, other *authority) {
+	s, w := serveTLS(t, nbd.TLSRequire, a)
 	addr := listen(t, s)
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -343,6 +351,9 @@ func TestTLSClientsOfGnuTLS(t *testing.T) {
 	}
 	if out := runClient(t, "nbdinfo", uri(a, true)); !strings.Contains(out, "with TLS") {
 		t.Errorf("nbdinfo: %s", out)
+	}
+	if got := (<-w.seen).TLSName; got != "db1" {
+		t.Errorf("the client is %q, want \"db1\"", got)
 	}
 	for what, u := range map[string]string{
 		"plain": "nbd://localhost:" + port + "/disk", "another authority": uri(other, true), "no certificate": uri(a, false),
@@ -371,12 +382,12 @@ func (a *authority) dir(t *testing.T, withCert bool) string {
 	put("ca-cert.pem", "CERTIFICATE", a.cert.Raw)
 	if withCert {
 		c := a.issue(t, "db1")
-		key, err := x509.MarshalECPrivateKey(c.PrivateKey.(*ecdsa.PrivateKey))
+		key, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
 		if err != nil {
 			t.Fatal(err)
 		}
 		put("client-cert.pem", "CERTIFICATE", c.Certificate[0])
-		put("client-key.pem", "EC PRIVATE KEY", key)
+		put("client-key.pem", "PRIVATE KEY", key)
 	}
 	return dir
 }

@@ -32,6 +32,7 @@ type Server struct {
 	log      *slog.Logger
 	tlsMode  TLSMode
 	tls      *tls.Config
+	verifies bool // client certificates are verified: their names are identities
 	limits   Limits
 	budget   budget
 	logLimit logLimit
@@ -69,12 +70,12 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nbd: new server: %w", err)
 	}
-	conf, err := serverTLS(o.TLSMode, o.TLS)
+	conf, verifies, err := serverTLS(o.TLSMode, o.TLS)
 	if err != nil {
 		return nil, fmt.Errorf("nbd: new server: %w", err)
 	}
 	s := &Server{
-		exports: o.Exports, log: cmp.Or(o.Logger, slog.Default()), tlsMode: o.TLSMode, tls: conf, limits: l,
+		exports: o.Exports, log: cmp.Or(o.Logger, slog.Default()), tlsMode: o.TLSMode, tls: conf, verifies: verifies, limits: l,
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]*connState{}, handshakes: list.New(),
 	}
 	s.budget.free = l.MaxBytes

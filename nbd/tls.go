@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"time"
 
 	"github.com/blockrepl/blockrepl/nbd/internal/proto"
 )
@@ -18,19 +19,66 @@ const (
 	TLSRequire                // nothing is told before STARTTLS, not even which exports there are
 )
 
-// serverTLS checks and completes the configuration: TLS 1.3 unless the program itself sets an older minimum.
-func serverTLS(mode TLSMode, conf *tls.Config) (*tls.Config, error) {
+// serverTLS checks and completes the configuration: TLS 1.3 unless the program itself sets an older minimum. verifies says
+// whether a certificate that a client shows is one that counts.
+func serverTLS(mode TLSMode, conf *tls.Config) (_ *tls.Config, verifies bool, err error) {
 	switch {
 	case mode == TLSOff:
-		return nil, nil
+		return nil, false, nil
 	case mode != TLSAllow && mode != TLSRequire:
-		return nil, fmt.Errorf("tls mode %d: unknown", mode)
+		return nil, false, fmt.Errorf("tls mode %d: unknown", mode)
 	case conf == nil:
-		return nil, fmt.Errorf("tls mode %d: no certificate is configured", mode)
+		return nil, false, fmt.Errorf("tls mode %d: no certificate is configured", mode)
 	}
 	conf = conf.Clone()
 	def(&conf.MinVersion, tls.VersionTLS13)
-	return conf, nil
+	verifies = conf.ClientAuth >= tls.VerifyClientCertIfGiven
+	verifyQuietly(conf)
+	return conf, verifies, nil
+}
+
+// verifyQuietly checks client certificates exactly as crypto/tls would, but does not tell clients which authorities count.
+// Told so, GnuTLS (of libnbd and qemu in Debian 12) compares the key types that TLS 1.3 allows wrongly and shows no
+// certificate at all if its key is RSA.
+func verifyQuietly(conf *tls.Config) {
+	pool := conf.ClientCAs
+	switch {
+	case pool == nil:
+		return
+	case conf.ClientAuth == tls.RequireAndVerifyClientCert:
+		conf.ClientAuth = tls.RequireAnyClientCert
+	case conf.ClientAuth == tls.VerifyClientCertIfGiven:
+		conf.ClientAuth = tls.RequestClientCert
+	default:
+		return
+	}
+	conf.ClientCAs = nil
+	next := conf.VerifyConnection
+	conf.VerifyConnection = func(st tls.ConnectionState) error {
+		if len(st.PeerCertificates) > 0 {
+			if err := verifyClient(st.PeerCertificates, pool, conf.Time); err != nil {
+				return err
+			}
+		}
+		if next != nil {
+			return next(st)
+		}
+		return nil
+	}
+}
+
+func verifyClient(certs []*x509.Certificate, pool *x509.CertPool, now func() time.Time) error {
+	o := x509.VerifyOptions{Roots: pool, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	if now != nil {
+		o.CurrentTime = now()
+	}
+	for _, c := range certs[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	if _, err := certs[0].Verify(o); err != nil {
+		return fmt.Errorf("verify the certificate of client %q: %w", certs[0].Subject.CommonName, err)
+	}
+	return nil
 }
 
 // optStartTLS switches the connection to TLS.
@@ -47,6 +95,7 @@ func (c *conn) optStartTLS(data []byte) error {
 	case c.server.tls == nil:
 		return c.answerOption(proto.OptStartTLS, proto.RepErrPolicy, "TLS is not configured on this server")
 	case c.in.buffered() > 0:
+		_ = c.answerOption(proto.OptStartTLS, proto.RepErrInvalid, "there is plain text behind the option")
 		return fmt.Errorf("starttls: %d bytes in plain text behind the option: %w", c.in.buffered(), ErrProtocol)
 	}
 	if err := c.answerOption(proto.OptStartTLS, proto.RepAck, ""); err != nil {
@@ -58,7 +107,10 @@ func (c *conn) optStartTLS(data []byte) error {
 	}
 	c.structured, c.metaSet, c.metaExport = false, false, ""
 	c.in.conn = t
-	c.client.TLS, c.client.TLSName = true, certName(t.ConnectionState().VerifiedChains)
+	c.client.TLS = true
+	if c.server.verifies {
+		c.client.TLSName = certName(t.ConnectionState().PeerCertificates)
+	}
 	if c.client.TLSName != "" {
 		c.log = c.log.With("name", c.client.TLSName)
 	}
@@ -66,16 +118,14 @@ func (c *conn) optStartTLS(data []byte) error {
 }
 
 // certName is the identity in a verified client certificate: its common name, else its first DNS name.
-func certName(chains [][]*x509.Certificate) string {
-	if len(chains) == 0 || len(chains[0]) == 0 {
+func certName(certs []*x509.Certificate) string {
+	switch {
+	case len(certs) == 0:
 		return ""
-	}
-	leaf := chains[0][0]
-	if leaf.Subject.CommonName != "" {
-		return leaf.Subject.CommonName
-	}
-	if len(leaf.DNSNames) > 0 {
-		return leaf.DNSNames[0]
+	case certs[0].Subject.CommonName != "":
+		return certs[0].Subject.CommonName
+	case len(certs[0].DNSNames) > 0:
+		return certs[0].DNSNames[0]
 	}
 	return ""
 }
