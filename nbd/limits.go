@@ -50,6 +50,8 @@ const (
 	keepAliveIdle     = 15 * time.Second
 	keepAliveInterval = 5 * time.Second
 	keepAliveCount    = 3
+	// maxActivated bounds the sockets taken from systemd.
+	maxActivated = 64
 	// acceptRetryMax bounds the pause after a failed accept (out of file descriptors).
 	acceptRetryMax = time.Second
 	// logBurst and logEvery bound the log lines that clients can cause: logBurst at once, then one each logEvery. What was
