@@ -9,7 +9,6 @@ import (
 	"os"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl"
 )
@@ -49,20 +48,17 @@ func (c *cluster) quiesce() uint64 {
 	return last
 }
 
-// stopAll stops every running server in order.
+// stopAll stops every running server: the slaves first, so that no mastership is
+// handed to one that is about to stop.
 func (c *cluster) stopAll() {
 	c.t.Helper()
-	began := time.Now()
-	for _, s := range c.servers {
+	m := c.master()
+	for _, s := range c.others(m) {
 		if s.running() {
-			s.signal(syscall.SIGTERM)
+			s.stop(syscall.SIGTERM)
 		}
 	}
-	for _, s := range c.servers {
-		if s.running() {
-			s.awaitStopped(began)
-		}
-	}
+	m.stop(syscall.SIGTERM)
 }
 
 // imagesEqual compares all images with the first server's.
