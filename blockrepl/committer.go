@@ -16,6 +16,7 @@ type committer struct {
 	v     *Volume
 	queue chan storing // closed by the loop, its only sender
 	at    mark         // what is durable, noted in the marks file
+	lower bool         // the mark may go back: the state says that the past is lost or replaced
 }
 
 // storing is a batch under way.
@@ -42,8 +43,9 @@ func (c *committer) run() {
 		c.at.durable = s.last
 		if s.hard != nil {
 			c.at.following, c.at.promised = s.hard.Following, s.hard.Promised
+			c.lower = s.hard.Resync != nil || s.hard.Forgot != ""
 		}
-		c.v.s.marks.set(c.v.markID(), c.at)
+		c.v.s.marks.set(c.v.markID(), c.at, c.lower)
 		c.v.in.stored(s.id)
 	}
 }

@@ -127,10 +127,17 @@ func (m *marks) get(v record.VolumeID) mark {
 	return m.byVol[v]
 }
 
-// set notes what is durable in the journal. It does no I/O.
-func (m *marks) set(v record.VolumeID, k mark) {
+// set notes what is durable in the journal. It does no I/O. Within one epoch a
+// mark goes back only when the server itself knows that it lost its past or is
+// being resynced (lower): else a journal that lost its end would wipe out the
+// proof with its first fsync.
+func (m *marks) set(v record.VolumeID, k mark, lower bool) {
 	m.mu.Lock()
-	changed := m.byVol[v] != k
+	old := m.byVol[v]
+	if k.following == old.following && k.durable.Seq < old.durable.Seq && !lower {
+		k.durable = old.durable
+	}
+	changed := old != k
 	if changed {
 		m.byVol[v] = k
 		m.dirty = true

@@ -114,6 +114,9 @@ func loadSaved(l *journal.Log) (replica.Saved, error) {
 	s.First, s.Last, s.Bytes = l.First(), l.Last(), l.Bytes()
 	from := max(s.First, min(s.Table.AsOf, s.Hard.Checkpoint)+1)
 	err = readRecords(l, from, s.Last.Seq, func(rec *record.Record) error {
+		if rec.Seq == from {
+			s.Sums = append(s.Sums, rec.Prev) // number from-1 may be trimmed, and a slave may end there
+		}
 		s.Sums = append(s.Sums, rec.Sum)
 		if rec.Seq > s.Table.AsOf && (rec.Kind == record.KindMark || rec.Kind == record.KindResize) {
 			s.Marks = append(s.Marks, rec)
