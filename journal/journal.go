@@ -166,7 +166,7 @@ func (j *Journal) checkFormat() error {
 // trouble are logged, never fatal by themselves.
 func (j *Journal) events() *pebble.EventListener {
 	return &pebble.EventListener{
-		FlushEnd: func(pebble.FlushInfo) { j.janitor.wake() },
+		FlushEnd: func(pebble.FlushInfo) { j.janitor.flushed() },
 		BackgroundError: func(err error) {
 			if errors.Is(err, pebble.ErrCancelledCompaction) {
 				return // by Excise; pebble tries again
@@ -197,7 +197,7 @@ func (j *Journal) Log(v record.VolumeID) (*Log, error) {
 	if l, ok := j.logs[v]; ok {
 		return l, l.broken()
 	}
-	l := &Log{j: j, v: v, garbage: garbage{max: 2 * j.o.MemTableBytes}}
+	l := &Log{j: j, v: v}
 	if err := l.open(); err != nil {
 		var c *CorruptError
 		if !errors.As(err, &c) {

@@ -85,7 +85,8 @@ type keyRange struct {
 
 // bounds gives the keys of the range, end excluded.
 func (r keyRange) bounds(v record.VolumeID) (lo, hi []byte) {
-	return recordKey(v, r.Segment, r.First), after(recordKey(v, r.Segment, r.Last))
+	// Last+1 and not the next key there is: runs that follow each other must join.
+	return recordKey(v, r.Segment, r.First), recordKey(v, r.Segment, r.Last+1)
 }
 
 // span is a range of keys, hi excluded.

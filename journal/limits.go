@@ -32,13 +32,23 @@ const (
 
 	// memTables is how many memtables may wait for their flush before writes
 	// stall: memory is bounded by memTables × memTableSize.
-	memTables = 4
+	memTables = 3
 
 	// largestRecord is what a pebble batch must at least be able to hold.
 	largestRecord = record.HeaderSize + record.MaxPayload
 
+	// batchKeptBytes is the largest batch whose memory is used again, in bytes.
+	batchKeptBytes = 4 << 20
+
 	// trimBytes is how much is trimmed between two DeleteRange, in bytes.
 	trimBytes = 1 << 20
+
+	// leftoversMax is how many freed but unexcised runs a log may have in tables.
+	leftoversMax = 64
+
+	// compactEvery is how many flushes lie between two compactions of the small
+	// keys, whose tables lie above each other. Each costs one early flush.
+	compactEvery = 32
 
 	// tailRecords and tailBytes bound what is verified of a log's end when it is
 	// opened; Verify looks at everything.

@@ -54,17 +54,15 @@ func (j *Journal) pebbleOptions(readOnly bool) *pebble.Options {
 		WALBytesPerSync:             1 << 20, // spread the writeback of large bursts
 		BytesPerSync:                1 << 20,
 
-		// Tables of records do not overlap and are freed by Excise: compacting
-		// them would only copy them. Small keys overlap in every flush; 16
-		// sublevels of them are merged now and then, for nothing.
-		L0CompactionThreshold:     16,
-		L0CompactionFileThreshold: 1 << 20,
-		L0StopWritesThreshold:     1 << 20,
-		LBaseMaxBytes:             1 << 40,
-		FlushSplitBytes:           128 << 20,
-		CompactionConcurrencyRange: func() (int, int) {
-			return 1, 1
-		},
+		// Tables of records do not overlap and are freed by Excise; tables of
+		// small keys are compacted by the janitor. Pebble on its own would copy
+		// the records of a server that is away again and again.
+		DisableAutomaticCompactions: true,
+		L0CompactionThreshold:       1 << 19,
+		L0CompactionFileThreshold:   1 << 20,
+		L0StopWritesThreshold:       1 << 20,
+		FlushSplitBytes:             128 << 20,
+		CompactionConcurrencyRange:  func() (int, int) { return 1, 1 },
 
 		CacheSize:         8 << 20,
 		MaxOpenFiles:      1000,

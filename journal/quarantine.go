@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -72,7 +73,7 @@ func decodeQuarantine(v record.VolumeID, name string, b []byte) (*quarantineInfo
 		return nil, fmt.Errorf("%w: quarantine %q of volume %s", record.ErrCorrupt, name, v)
 	}
 	for _, r := range q.Ranges {
-		if r.First < 1 || r.Last < r.First {
+		if r.First < 1 || r.Last < r.First || r.Last == math.MaxUint64 {
 			return nil, fmt.Errorf("%w: quarantine %q of volume %s with records %d..%d", record.ErrCorrupt, name, v, r.First, r.Last)
 		}
 	}
@@ -156,6 +157,6 @@ func (l *Log) DropQuarantine(name string) error {
 	if err != nil {
 		return fmt.Errorf("drop quarantine %q of volume %s: %w", name, l.v, err)
 	}
-	l.dropped(drop, uint64(q.Bytes))
+	l.dropped(drop, uint64(q.Bytes), true)
 	return nil
 }

@@ -128,22 +128,54 @@ func decodeValue(v record.VolumeID, seq record.Seq, value []byte) (*record.Recor
 	return r, offset, nil
 }
 
+// place is where a record stands, without its payload.
+type place struct {
+	pos    record.Pos
+	prev   uint64 // header sum of the record before
+	offset uint64 // behind the record
+	size   uint64
+}
+
+// place reads a record's header. A damaged payload does not hinder.
+func (l *Log) place(seq record.Seq) (p place, err error) {
+	l.mu.RLock()
+	id := l.state.segmentOf(seq)
+	l.mu.RUnlock()
+	value, closer, err := l.j.db.Get(recordKey(l.v, id, seq))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return p, &CorruptError{l.v, seq, ErrMissing}
+	}
+	if err != nil {
+		return p, readError(l.v, seq, err)
+	}
+	defer func() { err = errors.Join(err, closer.Close()) }()
+	if len(value) < offsetLen+record.HeaderSize {
+		return p, &CorruptError{l.v, seq, fmt.Errorf("%w: value of %d bytes", record.ErrCorrupt, len(value))}
+	}
+	h, err := record.DecodeHeader(value[offsetLen:])
+	if err != nil {
+		return p, &CorruptError{l.v, seq, err}
+	}
+	p = place{h.Pos(), h.Prev, binary.LittleEndian.Uint64(value), uint64(len(value) - offsetLen)}
+	if h.Volume != l.v || h.Seq != seq || p.offset < p.size {
+		return p, &CorruptError{l.v, seq, fmt.Errorf("%w: it is record %d of volume %s at offset %d", record.ErrCorrupt, h.Seq, h.Volume, p.offset)}
+	}
+	return p, nil
+}
+
 // position gives the position and offset of a number from begin to last.
 func (l *Log) position(seq record.Seq) (record.Pos, uint64, error) {
 	l.mu.RLock()
-	s, last, offset := &l.state, l.last, l.offset
-	if seq == s.begin.Seq {
-		last, offset = s.begin, s.beginOffset
+	pos, offset := l.last, l.offset
+	if seq == l.state.begin.Seq {
+		pos, offset = l.state.begin, l.state.beginOffset
 	}
 	l.mu.RUnlock()
-	if seq == last.Seq {
-		return last, offset, nil
+	if seq == pos.Seq {
+		return pos, offset, nil
 	}
-	r, offset, err := l.get(seq)
-	if err != nil {
-		return record.Pos{}, 0, err
-	}
-	return r.Pos(), offset, nil
+	p, err := l.place(seq)
+	return p.pos, p.offset, err
 }
 
 // positionOrNext is position, told by the record behind when the record itself is
@@ -154,11 +186,11 @@ func (l *Log) positionOrNext(seq record.Seq) (record.Pos, uint64, error) {
 	if !errors.As(err, &c) {
 		return pos, offset, err
 	}
-	r, offset, err2 := l.get(seq + 1)
+	next, err2 := l.place(seq + 1)
 	if err2 != nil {
 		return record.Pos{}, 0, errors.Join(err, err2)
 	}
-	return record.Pos{Seq: seq, Sum: r.Prev}, offset - uint64(len(r.Raw)), nil
+	return record.Pos{Seq: seq, Sum: next.prev}, next.offset - next.size, nil
 }
 
 // cursor gives records in order to fn.

@@ -1,12 +1,7 @@
 package journal
 
 import (
-	"bytes"
-	"context"
 	"fmt"
-	"sync"
-
-	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -53,10 +48,16 @@ func (l *Log) trimLocked(upto record.Seq) error {
 
 // deleteTrimmed writes the mark and the deletion of what lies below it in one
 // batch, without a sync: the records are still in the memtable, and the sooner
-// their deletion is there too the less reaches a table.
+// their deletion is there too the less reaches a table. What is in tables already
+// is left to the janitor: a deletion in the memtable would only be in its way.
 func (l *Log) deleteTrimmed() error {
 	drop := spans(l.v, l.state.ranges(l.deleted+1, l.state.begin.Seq))
-	s := step{l: l, state: l.state, drop: drop, dirty: true}
+	size := l.state.beginOffset - l.deletedOffset
+	s := step{l: l, state: l.state, drop: drop, dropBytes: size, dirty: true}
+	flushed := l.j.onDisk(drop) >= size/10*9
+	if flushed {
+		s.drop = nil
+	}
 	s.state.dropBelow(s.state.begin.Seq)
 	pb := l.j.db.NewBatch()
 	if err := s.putHead(pb); err != nil {
@@ -68,7 +69,7 @@ func (l *Log) deleteTrimmed() error {
 	l.mu.Lock()
 	l.state = s.state
 	l.mu.Unlock()
-	l.dropped(drop, l.state.beginOffset-l.deletedOffset)
+	l.dropped(drop, size, !flushed)
 	l.deleted, l.deletedOffset, l.dirty, l.exists = l.state.begin.Seq, l.state.beginOffset, false, true
 	return nil
 }
@@ -106,126 +107,4 @@ func (l *Log) TrimPoint(keep int64) (record.Seq, error) {
 		}
 	}
 	return lo, nil
-}
-
-// garbage is what was deleted by DeleteRange but may lie in tables, where only
-// Excise frees it.
-type garbage struct {
-	mu    sync.Mutex
-	fresh []span // deleted since the last flush: excising it would force a flush
-	ripe  []span // deleted before
-	bytes uint64 // of both
-	max   uint64 // excised at once beyond this, flush or not: two memtables
-}
-
-// dropped notes deleted spans for the janitor.
-func (l *Log) dropped(drop []span, n uint64) {
-	g := &l.garbage
-	g.mu.Lock()
-	for _, d := range drop {
-		if k := len(g.fresh) - 1; k >= 0 && bytes.Equal(g.fresh[k].hi, d.lo) {
-			g.fresh[k].hi = d.hi
-		} else {
-			g.fresh = append(g.fresh, d)
-		}
-	}
-	g.bytes += n
-	many := g.bytes >= g.max
-	g.mu.Unlock()
-	if many {
-		l.j.janitor.wake()
-	}
-}
-
-// take gives what is to be excised now.
-func (g *garbage) take() []span {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	out := g.ripe
-	g.ripe, g.fresh = g.fresh, nil
-	if g.bytes >= g.max {
-		out = append(out, g.ripe...)
-		g.ripe, g.bytes = nil, 0
-	}
-	return out
-}
-
-// janitor frees deleted ranges that lie in tables. One goroutine, run, from start
-// to stop.
-type janitor struct {
-	signal chan struct{} // capacity 1: a pending wake-up is enough
-	cancel context.CancelFunc
-	done   chan struct{}
-
-	mu    sync.Mutex
-	spans []span // beside those of the logs
-}
-
-func (w *janitor) init() { w.signal = make(chan struct{}, 1) }
-
-func (w *janitor) start(j *Journal) {
-	ctx, cancel := context.WithCancel(context.Background())
-	w.cancel, w.done = cancel, make(chan struct{})
-	go w.run(ctx, j)
-}
-
-func (w *janitor) stop() {
-	w.cancel()
-	<-w.done
-}
-
-func (w *janitor) wake() {
-	select {
-	case w.signal <- struct{}{}:
-	default:
-	}
-}
-
-// add hands over a deleted range that belongs to no open log.
-func (w *janitor) add(s ...span) {
-	w.mu.Lock()
-	w.spans = append(w.spans, s...)
-	w.mu.Unlock()
-	w.wake()
-}
-
-func (w *janitor) run(ctx context.Context, j *Journal) {
-	defer close(w.done)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.signal:
-		}
-		w.clean(ctx, j)
-	}
-}
-
-func (w *janitor) clean(ctx context.Context, j *Journal) {
-	w.mu.Lock()
-	all := w.spans
-	w.spans = nil
-	w.mu.Unlock()
-	j.mu.Lock()
-	logs := sortedLogs(j.logs)
-	j.mu.Unlock()
-	for _, l := range logs {
-		all = append(all, l.garbage.take()...)
-	}
-	if len(all) == 0 || j.Err() != nil {
-		return
-	}
-	// Excise is durable at once. The marks that make these ranges garbage must be
-	// durable before it, else a crash leaves a log with a hole.
-	if err := j.syncAll(); err != nil {
-		return
-	}
-	for _, s := range all {
-		if ctx.Err() != nil {
-			return
-		}
-		if err := j.db.Excise(ctx, pebble.KeyRange{Start: s.lo, End: s.hi}); err != nil && ctx.Err() == nil {
-			j.o.Logger.Warn("trimmed records could not be freed; tried again when the journal is opened", "err", err)
-		}
-	}
 }

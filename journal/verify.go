@@ -125,11 +125,11 @@ func (l *Log) replaceLocked(rec *record.Record) error {
 	want := l.last.Sum
 	before := l.offset - uint64(len(rec.Raw))
 	if rec.Seq < l.last.Seq {
-		next, offset, err := l.get(rec.Seq + 1)
+		next, err := l.place(rec.Seq + 1)
 		if err != nil {
 			return fmt.Errorf("the record behind it is needed as the proof: %w", err)
 		}
-		want, before = next.Prev, offset-uint64(len(next.Raw))-uint64(len(rec.Raw))
+		want, before = next.prev, next.offset-next.size-uint64(len(rec.Raw))
 	}
 	if whole.Volume != l.v || whole.Sum != want {
 		return fmt.Errorf("%w: sum is %016x, the chain expects %016x", ErrProof, whole.Sum, want)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -129,7 +130,7 @@ func (l *Log) writeLocked(b *Batch) (*Pending, error) {
 	}
 	l.mu.Unlock()
 	l.deleted, l.deletedOffset, l.dirty, l.exists = s.deleted, s.deletedOffset, false, true
-	l.dropped(s.drop, s.dropBytes)
+	l.dropped(s.drop, s.dropBytes, true)
 	return p, nil
 }
 
@@ -246,7 +247,7 @@ func (s *step) check(recs []*record.Record) (int64, error) {
 // is waited for: pebble's WAL is in order.
 func (s *step) commit(b *Batch, size int64) (*Pending, error) {
 	l := s.l
-	pb := l.j.db.NewBatchWithSize(int(min(size, BatchBytes)) + len(b.Records)*64 + 1024)
+	pb := l.j.newBatch(int(min(size, BatchBytes)) + len(b.Records)*64 + 1024)
 	err := s.putHead(pb)
 	for _, r := range b.Records {
 		if err != nil {
@@ -277,6 +278,13 @@ func (s *step) commit(b *Batch, size int64) (*Pending, error) {
 		return nil, err
 	}
 	return l.j.commit(pb, true)
+}
+
+// newBatch makes a batch for so many bytes. Pebble rounds up to a power of two, and
+// allocates a second time when it is not given one; larger batches than it keeps by
+// default are worth to be kept, for large writes come in rows.
+func (j *Journal) newBatch(size int) *pebble.Batch {
+	return j.db.NewBatchWithSize(1<<bits.Len(uint(size-1)), pebble.WithMaxRetainedSizeBytes(batchKeptBytes))
 }
 
 // putHead puts what Cut, Reset and a moved begin change.
