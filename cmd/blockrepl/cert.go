@@ -127,7 +127,7 @@ func certRequests(c *cli.Context) (cluster string, requests []certRequest, err e
 		if _, err := record.ParseServerID(id); err != nil {
 			return "", nil, usagef("cert: --server %q: %w", s, err)
 		}
-		r := certRequest{dir: "server-" + id, role: roleServer, name: id, hosts: []string{"localhost", "127.0.0.1", "::1"}}
+		r := certRequest{dir: "server-" + id, role: roleServer, name: id, hosts: []string{id, "localhost", "127.0.0.1", "::1"}} // peers look for the id
 		for _, h := range strings.Split(hosts, ",") {
 			if h != "" {
 				r.hosts = append(r.hosts, h)

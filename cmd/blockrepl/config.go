@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"time"
 )
 
@@ -169,4 +170,16 @@ func (c *Config) source() string {
 		return "configuration"
 	}
 	return c.path
+}
+
+// own gives the volumes that this server holds: one file may serve a cluster in
+// which not every server holds every volume.
+func (c *Config) own() []VolumeConfig {
+	var own []VolumeConfig
+	for _, v := range c.Volumes {
+		if slices.Contains(v.Servers, c.ID) {
+			own = append(own, v)
+		}
+	}
+	return own
 }

@@ -143,7 +143,7 @@ func (c *Config) checkTLS(p *problems) {
 	if (c.NBDTLS.Mode == "allow" || c.NBDTLS.Mode == "require") && (c.NBDTLS.Cert == "" || c.NBDTLS.Key == "") {
 		p.addf("nbd_tls: mode %q wants cert and key; `blockrepl cert` makes them", c.NBDTLS.Mode)
 	}
-	if len(c.NBDTLS.Clients) > 0 && (c.NBDTLS.Mode == "off" || c.NBDTLS.CA == "") {
+	if len(c.NBDTLS.Clients) > 0 && (c.NBDTLS.Mode != "require" || c.NBDTLS.CA == "") {
 		p.addf("nbd_tls: permissions by client want mode \"require\" and ca: without them nobody has a name")
 	}
 	names := map[string]bool{}

@@ -49,9 +49,9 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Suggest:                true,
 		ExitErrHandler:         func(*cli.Context, error) {}, // report prints and main exits
 		Commands: []*cli.Command{
-			checkCommand(), certCommand(),
+			serveCommand(), checkCommand(), devCommand(), certCommand(),
 			statusCommand(), promoteCommand(), forgetCommand(), resolveCommand(), resizeCommand(), verifyCommand(),
-			attachCommand(),
+			journalCommand(), attachCommand(),
 			versionCommand(), completionCommand(),
 		},
 	}

@@ -39,20 +39,13 @@ func verify(c *cli.Context) error {
 		return err
 	}
 	volume := c.Args().First()
-	var r verifyReport
+	var r blockrepl.VerifyReport
 	request := blockrepl.VerifyRequest{Repair: c.Bool("repair")}
 	err = a.command(c, volumePath(volume, "verify"), request, &r, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: %s compared, %s differ\n", volume, humanBytes(r.ComparedBytes), humanBytes(r.DifferentBytes))
+		fmt.Fprintf(w, "%s: %s compared with server %s, %s differ\n", volume, humanBytes(r.ComparedBytes), r.Source, humanBytes(r.DifferentBytes))
 	})
 	if err != nil || r.DifferentBytes == 0 || r.Repaired {
 		return err
 	}
 	return &failure{code: exitUnhealthy, err: fmt.Errorf("verify %s: the images differ", volume), next: "copy the master's with --repair"}
-}
-
-// verifyReport is the answer to a VerifyRequest.
-type verifyReport struct {
-	ComparedBytes  int64 `json:"compared_bytes"`
-	DifferentBytes int64 `json:"different_bytes"`
-	Repaired       bool  `json:"repaired"`
 }

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/blockrepl/blockrepl/blockrepl"
+	"github.com/blockrepl/blockrepl/nbd"
+)
+
+// Comes from: an NBD client's negotiation. Does: reads the export's name, finds
+// volume, identity and permission, connects. Goes to: disk.go.
+
+// exports shows the server's volumes to NBD clients.
+type exports struct {
+	server      *blockrepl.Server
+	names       []string // in the order of the configuration
+	permissions permissions
+	about       string // "cluster lab, server a"
+}
+
+var _ nbd.Exports = (*exports)(nil)
+
+// List gives the volumes that the client may open.
+func (e *exports) List(_ context.Context, c *nbd.Client) ([]string, error) {
+	var names []string
+	for _, name := range e.names {
+		if _, ok := e.permissions.access(c.TLSName, name); ok {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// Describe says what Open would give, as far as that is known without asking
+// the master: a volume that another client holds is found out by Open.
+func (e *exports) Describe(_ context.Context, c *nbd.Client, name string) (nbd.Info, error) {
+	want, v, err := e.find(c, name)
+	if err != nil {
+		return nbd.Info{}, err
+	}
+	return e.info(v.Name(), v.Size(), want.ReadOnly || want.Stale), nil
+}
+
+// Open connects the client. It waits until the volume has come into being.
+func (e *exports) Open(ctx context.Context, c *nbd.Client, name string) (nbd.Disk, nbd.Info, error) {
+	want, v, err := e.find(c, name)
+	if err != nil {
+		return nil, nbd.Info{}, err
+	}
+	conn, err := v.Connect(ctx, blockrepl.ClientInfo{
+		Addr:     c.Addr,
+		Identity: want.identity(c.TLSName, c.Addr),
+		Token:    want.Token,
+		Takeover: want.Takeover,
+		ReadOnly: want.ReadOnly,
+		StaleOK:  want.Stale,
+		Gone:     c.Gone,
+		Abort:    c.Abort,
+	})
+	if err != nil {
+		return nil, nbd.Info{}, clientError(err)
+	}
+	return &disk{conn: conn}, e.info(v.Name(), conn.Size(), conn.ReadOnly()), nil
+}
+
+// find reads the name and decides whether this client may have it. A volume that
+// it may not see does not exist for it.
+func (e *exports) find(c *nbd.Client, name string) (exportName, *blockrepl.Volume, error) {
+	want, err := parseExportName(name)
+	if err != nil {
+		return want, nil, fmt.Errorf("%w: %w", nbd.ErrNotPermitted, err)
+	}
+	if want.Volume == "" {
+		if len(e.names) != 1 {
+			return want, nil, fmt.Errorf("%w: the empty name is the only volume, and there are %d", nbd.ErrUnknownExport, len(e.names))
+		}
+		want.Volume = e.names[0]
+	}
+	writes, ok := e.permissions.access(c.TLSName, want.Volume)
+	v := e.server.Volume(want.Volume)
+	if !ok || v == nil {
+		return want, nil, fmt.Errorf("%w: %q", nbd.ErrUnknownExport, want.Volume)
+	}
+	want.ReadOnly = want.ReadOnly || !writes
+	return want, v, nil
+}
+
+func (e *exports) info(name string, size int64, readOnly bool) nbd.Info {
+	return nbd.Info{
+		Name:        name,
+		Description: "blockrepl volume " + name + ", " + e.about,
+		Size:        size,
+		ReadOnly:    readOnly,
+		// A write completes when it is durable, so any connection's flush, to
+		// any server, covers all.
+		MultiConn: true,
+	}
+}
+
+// clientError translates the replication's errors into what the door knows.
+func clientError(err error) error {
+	if errors.Is(err, blockrepl.ErrAborted) || errors.Is(err, blockrepl.ErrStopped) {
+		return fmt.Errorf("%w: %w", nbd.ErrHang, err)
+	}
+	return err
+}
+
+// permissions say what each certificate's name may open; nil lets everyone do
+// everything.
+type permissions map[string]PermissionConfig
+
+func newPermissions(list []PermissionConfig) permissions {
+	if len(list) == 0 {
+		return nil
+	}
+	p := permissions{}
+	for _, c := range list {
+		p[c.Name] = c
+	}
+	return p
+}
+
+// access reports whether the named client may open the volume, and write to it.
+func (p permissions) access(tlsName, volume string) (writes, ok bool) {
+	if p == nil {
+		return true, true
+	}
+	c, ok := p[tlsName]
+	if !ok || tlsName == "" {
+		return false, false
+	}
+	for _, v := range c.Volumes {
+		if v == volume {
+			return c.Access == accessReadWrite, true
+		}
+	}
+	return c.Access == accessReadWrite, len(c.Volumes) == 0
+}

@@ -1,0 +1,23 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+
+	"github.com/lmittmann/tint"
+)
+
+// newLogger makes the server's log: JSON, or text that is coloured on a terminal.
+func newLogger(w io.Writer, cfg *Config) *slog.Logger {
+	level, err := logLevel(cfg.LogLevel)
+	if err != nil {
+		level = slog.LevelInfo // Check has refused it before
+	}
+	if cfg.Log == "json" {
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	}
+	if !wantsColour(w) {
+		return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+	}
+	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000"}))
+}

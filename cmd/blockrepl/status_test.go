@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/blockrepl/blockrepl/blockrepl"
+)
+
+func healthyStatus() *blockrepl.Status {
+	return &blockrepl.Status{Cluster: "lab", Server: "a", Version: "1.2.3", Volumes: []blockrepl.VolumeStatus{{
+		Name: "vol0", State: blockrepl.StateHealthy, Role: "master", SizeBytes: 1 << 30, Epoch: "3.a", Last: 1240, Committed: 1234, Applied: 1234,
+		InSync: []string{"a", "b"}, Holder: "db1", Peers: []blockrepl.PeerStatus{{Server: "b", State: "live", InSync: true, SinceMilli: 12000}},
+	}}}
+}
+
+func degradedStatus() *blockrepl.Status {
+	s := healthyStatus()
+	s.Volumes = append(s.Volumes, blockrepl.VolumeStatus{
+		Name: "database", State: blockrepl.StateDegraded, Role: "master", SizeBytes: 1536 << 20, Epoch: "12.a", Last: 99, Committed: 99, Applied: 98,
+		InSync: []string{"a"}, Reason: "server b does not answer", Next: "start server b",
+		Resync:      &blockrepl.ResyncStatus{Source: "a", DoneBytes: 1 << 20, TotalBytes: 1 << 30, SentBytes: 4096, LeftSeconds: 90},
+		Quarantines: []blockrepl.QuarantineStatus{{ID: "q1", First: 5, Last: 9, Epoch: "2.b"}},
+		Peers: []blockrepl.PeerStatus{{Server: "b", State: "down", Reason: "connection refused", SinceMilli: 125000,
+			LagRecords: 320, LagBytes: 1363149, LagSeconds: 12.4}},
+	})
+	return s
+}
+
+func TestStatusLinesAreAlignedAndSayTheWayOut(t *testing.T) {
+	const want = `cluster lab, server a, blockrepl 1.2.3
+vol0      healthy   master  1 GiB    epoch 3.a last 1240 committed 1234 applied 1234  in sync a b, held by db1
+  b       live      in sync 12s      has everything
+database  degraded  master  1.5 GiB  epoch 12.a last 99 committed 99 applied 98       in sync a
+  b       down      -       2m5s     behind 320 records, 1.3 MiB, 12.4s               connection refused
+  ! server b does not answer
+  resync from a: 1 MiB of 1 GiB compared, 4 KiB differed and travelled, 1m30s left
+  quarantine q1: records 5 to 9 of epoch 2.b are set aside
+  next: start server b
+`
+	var plain, colour bytes.Buffer
+	renderStatus(&plain, degradedStatus(), false)
+	got := strings.ReplaceAll(plain.String(), "in sync  12s", "in sync 12s")
+	if want := strings.ReplaceAll(want, "  ", " "); strings.ReplaceAll(got, "  ", " ") == "" || squeeze(got) != squeeze(want) {
+		t.Errorf("got:\n%s\nwant (but for the widths):\n%s", plain.String(), want)
+	}
+	renderStatus(&colour, degradedStatus(), true)
+	if stripped := stripColour(colour.String()); stripped != plain.String() {
+		t.Errorf("with colours the text differs:\n%s\n%s", stripped, plain.String())
+	}
+	var column []int
+	for _, line := range strings.Split(plain.String(), "\n") {
+		for _, state := range []string{"healthy", "live", "degraded", "down"} {
+			if i := strings.Index(line, " "+state+" "); i > 0 {
+				column = append(column, i)
+			}
+		}
+	}
+	if len(column) != 4 || column[0] != column[1] || column[1] != column[2] || column[2] != column[3] {
+		t.Errorf("states begin at columns %v, want four equal ones:\n%s", column, plain.String())
+	}
+}
+
+func squeeze(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+func stripColour(s string) string {
+	for {
+		before, rest, ok := strings.Cut(s, "\x1b[")
+		if !ok {
+			return s
+		}
+		_, after, _ := strings.Cut(rest, "m")
+		s = before + after
+	}
+}
+
+// adminServer answers as a server's admin address does.
+func adminServer(t *testing.T, answer http.HandlerFunc) string {
+	t.Helper()
+	s := httptest.NewServer(answer)
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://")
+}
+
+func answering(v any) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(v) }
+}
+
+func TestStatusExitTellsHealthy(t *testing.T) {
+	split := healthyStatus()
+	split.Volumes[0].State = blockrepl.StateSplitBrain
+	for _, tt := range []struct {
+		status *blockrepl.Status
+		args   []string
+		want   int
+	}{
+		{healthyStatus(), nil, exitOK},
+		{degradedStatus(), nil, exitUnhealthy},
+		{degradedStatus(), []string{"vol0"}, exitOK},
+		{degradedStatus(), []string{"database"}, exitUnhealthy},
+		{degradedStatus(), []string{"databse"}, exitError},
+		{split, nil, exitSplitBrain},
+	} {
+		addr := adminServer(t, answering(tt.status))
+		code, _, errs := runHere(t, append([]string{"status", "--admin", addr}, tt.args...)...)
+		if code != tt.want {
+			t.Errorf("status %v of %v: exit %d, want %d; %s", tt.args, tt.status.Volumes[0].State, code, tt.want, errs)
+		}
+		if tt.want == exitError && !strings.Contains(errs, `did you mean "database"`) {
+			t.Errorf("unknown volume: %q", errs)
+		}
+	}
+}
+
+func TestStatusJSONIsWhatTheServerAnswers(t *testing.T) {
+	want := degradedStatus()
+	code, out, _ := runHere(t, "status", "--json", "--admin", adminServer(t, answering(want)))
+	var got blockrepl.Status
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != exitUnhealthy {
+		t.Fatalf("exit %d, %v", code, err)
+	}
+	if len(got.Volumes) != 2 || got.Volumes[1].Peers[0].LagRecords != 320 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestRefusalsBecomeExitCodes(t *testing.T) {
+	for code, want := range map[string]int{"refused": exitRefused, "split-brain": exitSplitBrain, "bad-request": exitUsage, "not-found": exitError, "timeout": exitError} {
+		addr := adminServer(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodPost || r.Header.Get("Content-Type") != "application/json" {
+				t.Errorf("got %s with content type %q", r.Method, r.Header.Get("Content-Type"))
+			}
+			w.WriteHeader(http.StatusConflict)
+			answering(blockrepl.CommandError{Error: "no", Next: "do that", Code: code})(w, r)
+		})
+		got, _, errs := runHere(t, "forget", "vol0", "c", "--admin", addr)
+		if got != want || errs != "blockrepl: no; do that\n" {
+			t.Errorf("%s: exit %d, want %d; stderr %q", code, got, want, errs)
+		}
+	}
+}
+
+func TestPromoteReportNamesWhatCouldBeLost(t *testing.T) {
+	report := blockrepl.PromoteReport{Volume: "vol0", Candidate: "b", Needs: "--old-master-dead", Reason: "a does not answer",
+		MissingFirst: 7, MissingLast: 9, MissingBytes: 4096, MissingSeconds: 1.5,
+		Servers: []blockrepl.PromoteServer{{Server: "a"}, {Server: "b", Answers: true, Role: "slave", Last: 6, Epoch: "3.a", InSync: true}}}
+	code, out, errs := runHere(t, "promote", "vol0", "--dry-run", "--admin", adminServer(t, answering(report)))
+	if code != exitRefused {
+		t.Errorf("exit %d, want %d", code, exitRefused)
+	}
+	for _, want := range []string{"records 7 to 9, 4 KiB, the last 1.5s", "SERVER", "slave"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("stdout lacks %q:\n%s", want, out)
+		}
+	}
+	if want := "blockrepl: promote vol0 on b: a does not answer; if that is so: blockrepl promote vol0 --old-master-dead\n"; errs != want {
+		t.Errorf("stderr %q, want %q", errs, want)
+	}
+}
+
+func TestAdminAddressComesFromTheConfigurationWhenNotGiven(t *testing.T) {
+	addr := adminServer(t, answering(healthyStatus()))
+	path := filepath.Join(t.TempDir(), "a.toml")
+	if err := os.WriteFile(path, []byte("admin = \""+addr+"\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("BLOCKREPL_ADMIN", "")
+	if code, out, errs := runHere(t, "status", "--config", path); code != 0 || !strings.Contains(out, "cluster lab") {
+		t.Errorf("exit %d, %q, %q", code, out, errs)
+	}
+	t.Setenv("BLOCKREPL_ADMIN", "127.0.0.1:1")
+	if code, _, _ := runHere(t, "status", "--config", path); code != exitUnreachable {
+		t.Errorf("BLOCKREPL_ADMIN does not win over the file: exit %d", code)
+	}
+}
