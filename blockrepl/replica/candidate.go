@@ -208,6 +208,7 @@ func (r *Replica) refusal(p *peer, q *wire.Prepare) string {
 func (r *Replica) onPromise(p *peer, m *wire.Promise) {
 	g := m.Greeting
 	p.greeting, p.incarnation = &g, g.Incarnation
+	r.hearMemory(p, &g)
 	c := r.c
 	if c == nil || m.Epoch != c.epoch {
 		return

@@ -60,6 +60,9 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 	rec.Volume, rec.Origin = st.UUID, r.cfg.Self
 	rec.Seal(e, r.last, r.wall)
 	first := rec.Pos()
+	if loss {
+		r.forgot, r.hard.Forgot = "", "" // the operator takes what is left for the whole
+	}
 	r.hard.State = st
 	r.hard.Following = e
 	r.hard.History = append(r.hard.History[:len(r.hard.History):len(r.hard.History)],

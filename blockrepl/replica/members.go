@@ -211,11 +211,15 @@ func (r *Replica) forget(ev Forget) {
 		if p := r.peer(ev.Server); p != nil && p.joined && p.state != Down {
 			reach--
 		}
-		if reach < majority(len(st.Members)) && !ev.Force {
+		force := ev.Force
+		if p := r.peer(ev.Server); p != nil && p.greeting != nil && r.lostPast(p, p.greeting) != "" {
+			force = true // one whose past is not believed cannot be promoted anyway
+		}
+		if reach < majority(len(st.Members)) && !force {
 			r.refuse(ev.ID, "only %d of %d members can note it, so %v could not know that it is out; add --force if it will not be promoted", reach, len(st.Members), ev.Server)
 			return
 		}
-		st.Forced = st.Forced || ev.Force && reach < majority(len(st.Members))
+		st.Forced = st.Forced || force && reach < majority(len(st.Members))
 		r.propose(st, ev.ID, true)
 		r.m.change.note = warnPromoted(ev.Server)
 	}

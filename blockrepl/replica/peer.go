@@ -33,6 +33,10 @@ type peer struct {
 	greeting    *wire.Greeting // newest of this session; nil before
 	asked       bool           // a Query is unanswered
 	lastHeard   Time
+	// known is what was remembered of it when the link opened; nil: nothing. Its
+	// greetings are compared with that, since what it acknowledges over this link
+	// it cannot have forgotten, and a greeting may be older than that.
+	known *wire.Memory
 
 	state  PeerState
 	reason string
@@ -123,6 +127,11 @@ func (r *Replica) linkUp(ev LinkUp) {
 	}
 	p.session, p.incarnation, p.lastHeard = ev.Session, ev.Incarnation, r.now
 	p.greeting, p.forwards, p.told, p.wants = nil, 0, 0, false
+	p.known = nil
+	if i, ok := r.findMemory(p.id); ok {
+		m := r.memory[i]
+		p.known = &m
+	}
 	r.setState(p, Probe, "")
 	r.send(p, r.greeting())
 }
@@ -235,14 +244,44 @@ func (r *Replica) hearMemory(p *peer, g *wire.Greeting) {
 		if m.Server != r.cfg.Self || m.Epoch != r.hard.Following || m.Epoch.IsZero() {
 			continue
 		}
-		if m.Incarnation == r.cfg.Incarnation && m.Durable.Seq > r.last.Seq && r.forgot == "" {
-			r.forgot = fmt.Sprintf("server %v remembers number %d of this server in epoch %v; the journal ends at %d",
-				p.id, m.Durable.Seq, m.Epoch, r.last.Seq)
-			r.warn("this server lost records that it had acknowledged; it must be resynced", "reason", r.forgot)
-			if r.role != wire.RoleSlave {
-				r.stepDown("its own past is not believed")
-			}
+		if m.Incarnation == r.cfg.Incarnation && m.Durable.Seq > r.last.Seq {
+			r.forgets(fmt.Sprintf("server %v remembers number %d of this server in epoch %v; the journal ends at %d",
+				p.id, m.Durable.Seq, m.Epoch, r.last.Seq))
 		}
+	}
+	if r.lacks(g) {
+		r.forgets(fmt.Sprintf("number %d is committed at server %v, with this server in the in-sync set; the journal ends at %d",
+			g.Committed, p.id, r.last.Seq))
+	}
+}
+
+// lacks reports whether the peer knows of commits that this server must have
+// acknowledged and does not hold: both count it in sync, and no loss that the
+// operator accepted lies between.
+func (r *Replica) lacks(g *wire.Greeting) bool {
+	if r.blank() || g.Committed <= r.last.Seq || r.hard.Resync != nil || !inSync(&g.State, r.cfg.Self) {
+		return false
+	}
+	if m, ok := member(&r.hard.State, r.cfg.Self); !ok || m.Incarnation != r.cfg.Incarnation {
+		return false
+	}
+	for i := range r.hard.History {
+		if h := &r.hard.History[i]; h.Loss && g.Following.Less(h.Epoch) {
+			return false
+		}
+	}
+	return true
+}
+
+// forgets takes in that this server's past is not to be believed.
+func (r *Replica) forgets(why string) {
+	if r.forgot != "" {
+		return
+	}
+	r.forgot = why
+	r.warn("this server lost records that it had acknowledged; it must be resynced", "reason", why)
+	if r.role != wire.RoleSlave {
+		r.stepDown("its own past is not believed")
 	}
 }
 
@@ -252,6 +291,9 @@ func (r *Replica) hearAnnounced(p *peer, g *wire.Greeting) {
 	if g.UUID.IsZero() || g.Resyncing || g.Following.IsZero() || r.amnesia(g, p.id) != "" {
 		return
 	}
+	if i, ok := r.findMemory(p.id); ok && r.memory[i].Incarnation == g.Incarnation && !r.memory[i].Epoch.Less(g.Following) {
+		return // a later acknowledgement came before the greeting
+	}
 	r.rememberAt(p.id, wire.Memory{Server: p.id, Incarnation: g.Incarnation, Epoch: g.Following, Durable: g.Last})
 }
 
@@ -260,11 +302,11 @@ func (r *Replica) amnesia(g *wire.Greeting, id record.ServerID) string {
 	if g.Forgot {
 		return "its own marks say that it held more"
 	}
-	i, ok := r.findMemory(id)
-	if !ok {
+	p := r.peer(id)
+	if p == nil || p.known == nil {
 		return ""
 	}
-	m := r.memory[i]
+	m := p.known
 	switch {
 	case m.Incarnation != g.Incarnation:
 		return fmt.Sprintf("it is incarnation %v; %v acknowledged number %d: its data directory was replaced", g.Incarnation, m.Incarnation, m.Durable.Seq)
@@ -284,6 +326,16 @@ func (r *Replica) findMemory(id record.ServerID) (int, bool) {
 // stored with batches that are written anyway.
 func (r *Replica) remember(p *peer, at record.Pos) {
 	r.rememberAt(p.id, wire.Memory{Server: p.id, Incarnation: p.incarnation, Epoch: r.epoch(), Durable: at})
+}
+
+// rememberMaster notes, as a slave, what the master must have durable: everything
+// committed. A master that comes back with less is not believed either.
+func (r *Replica) rememberMaster() {
+	p := r.peer(r.s.master)
+	at := min(r.commit, r.last.Seq)
+	if sum, ok := r.sums.at(at); ok && p != nil {
+		r.remember(p, record.Pos{Seq: at, Sum: sum})
+	}
 }
 
 func (r *Replica) rememberAt(id record.ServerID, m wire.Memory) {

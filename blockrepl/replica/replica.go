@@ -103,6 +103,9 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 		r.marks = append(r.marks, m)
 		r.numbered.apply(m, r.hard.State.Shared)
 	}
+	if r.forgot == "" {
+		r.forgot = r.hard.Forgot
+	}
 	r.f.next = cfg.OpBase
 	r.l.until = now.Add(cfg.PeerTimeout) // the last run may have granted it
 	r.promisedAt = now
@@ -120,6 +123,10 @@ func (r *Replica) SetWall(ns int64) { r.wall = ns }
 func (r *Replica) Step(now Time, ev Event, out *Effects) {
 	r.now, r.out = max(now, r.now), out
 	if r.role != wire.RoleFailed {
+		if r.forgot != r.hard.Forgot {
+			r.hard.Forgot = r.forgot
+			r.saveHard(nil)
+		}
 		r.take(ev)
 		r.advance()
 	} else {

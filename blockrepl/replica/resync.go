@@ -43,7 +43,7 @@ func (r *Replica) beginResync(base record.Pos, t Table) {
 	r.renumberTable()
 	r.hard.Checkpoint = base.Seq
 	r.hard.Resync = &ResyncMark{Base: base.Seq, High: base.Seq}
-	r.forgot = ""
+	r.forgot, r.hard.Forgot = "", ""
 	r.resy = resync{}
 	r.redo = redo{}
 	r.unfind(0)

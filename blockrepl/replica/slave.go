@@ -250,7 +250,10 @@ func (r *Replica) heardCommit(c record.Seq) {
 	if !r.s.joined || c < r.s.begin {
 		return
 	}
-	r.commit = max(r.commit, c)
+	if c > r.commit {
+		r.commit = c
+		r.rememberMaster()
+	}
 	r.redo.heard(r)
 	if r.stopID != 0 {
 		// A master that handed over may go when the next one serves: its epoch

@@ -133,11 +133,18 @@ func (r *Replica) condition() (Condition, string, string) {
 	return r.slaveCondition(name)
 }
 
+// goes reports whether a pending change takes id out already; then it waits for
+// another server.
+func (r *Replica) goes(id record.ServerID) bool {
+	st := r.shrinking()
+	return !inSync(&st, id)
+}
+
 func (r *Replica) masterCondition(name string) (Condition, string, string) {
 	if !r.m.serving {
 		next := ""
 		for _, id := range r.unmatched() {
-			if p := r.peer(id); p != nil && p.state == Down {
+			if p := r.peer(id); p != nil && p.state == Down && !r.goes(id) {
 				next = fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", id, name, id)
 				break
 			}
@@ -145,7 +152,7 @@ func (r *Replica) masterCondition(name string) (Condition, string, string) {
 		return Suspended, fmt.Sprintf("epoch %v begins when its first record is durable on %s", r.epoch(), names(r.unmatched())), next
 	}
 	for _, p := range r.peers {
-		if inSync(&r.hard.State, p.id) && (!p.joined || p.state == Down) {
+		if inSync(&r.hard.State, p.id) && (!p.joined || p.state == Down) && !r.goes(p.id) {
 			return Suspended, fmt.Sprintf("writes wait for %v: %s", p.id, p.reason), fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", p.id, name, p.id)
 		}
 	}
