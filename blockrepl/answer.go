@@ -83,6 +83,11 @@ func (a *answerer) answer(l *link, m *wire.HashQuery) error {
 		l.close("hash query of an unknown shape")
 		return nil
 	}
+	// Who asks has applied nothing that is not committed here. Waiting for that
+	// makes the answer at least as new as the question.
+	if err := v.app.reach(a.ctx, record.Seq(v.commit.Load())); err != nil {
+		return err
+	}
 	out := &wire.ExtentData{Epoch: m.Epoch, ID: m.ID, Offset: m.Offset, Length: m.Length}
 	if err := a.compare(m, out); err != nil {
 		return err

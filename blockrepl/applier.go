@@ -23,6 +23,7 @@ type applier struct {
 	wake   sync.Cond // target, closed or busy changed
 	target record.Seq
 	busy   bool // between taking records and Applied
+	held   int  // who wants the image to stay as it is
 	closed bool
 
 	// applied is what the image holds. applying is at least as high as anything
@@ -86,7 +87,7 @@ func (a *applier) next() (from, to record.Seq, ok bool) {
 		a.busy = false
 		a.wake.Broadcast()
 	}
-	for !a.closed && a.target <= record.Seq(a.applied.Load()) {
+	for !a.closed && (a.held > 0 || a.target <= record.Seq(a.applied.Load())) {
 		a.wake.Wait()
 	}
 	if a.closed {
@@ -240,4 +241,44 @@ func (a *applier) wait(ctx context.Context) bool {
 		a.wake.Wait()
 	}
 	return !a.closed && ctx.Err() == nil
+}
+
+// hold keeps the image as it is until release, and gives the number it holds.
+func (a *applier) hold() record.Seq {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.held++
+	for a.busy {
+		a.wake.Wait()
+	}
+	return record.Seq(a.applied.Load())
+}
+
+func (a *applier) release() {
+	a.mu.Lock()
+	a.held--
+	a.wake.Broadcast()
+	a.mu.Unlock()
+}
+
+// reach waits until the image holds everything through seq.
+func (a *applier) reach(ctx context.Context, seq record.Seq) error {
+	stop := context.AfterFunc(ctx, func() {
+		a.mu.Lock()
+		a.wake.Broadcast()
+		a.mu.Unlock()
+	})
+	defer stop()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for record.Seq(a.applied.Load()) < seq {
+		if a.closed {
+			return ErrStopped
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("wait until number %d is applied: %w", seq, err)
+		}
+		a.wake.Wait()
+	}
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -216,4 +217,76 @@ func TestAbsentBeyondKeepIsResyncedWhileWritesGoOn(t *testing.T) {
 		t.Errorf("resync sent %d bytes of an image of %d", n, testSize)
 	}
 	c.equalImages(0, 1, 2)
+}
+
+func (c *cluster) verify(i int, repair bool) VerifyReport {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	rep, err := c.vol(i).verify(ctx, repair)
+	if err != nil {
+		c.t.Fatalf("verify: %v", err)
+	}
+	return rep
+}
+
+func TestVerifyFindsAndRepairsRotWhileWritesGoOn(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	r := seeded(t)
+	c.start(0, 1)
+	cl := c.connect(0, "client")
+	for off := int64(0); off < testSize; off += 1 << 20 {
+		cl.write(off, noise(r, 1<<20))
+	}
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+				p := bytes.Repeat([]byte(fmt.Sprint(n)), 512)
+				if err := cl.change(OpWrite, int64(4096*(n%256)), p, 0); err != nil {
+					t.Errorf("write %d: %v", n, err)
+					return
+				}
+			}
+		}
+	}()
+	if rep := c.verify(1, false); rep.DifferentBytes != 0 || rep.ComparedBytes != testSize {
+		t.Errorf("equal images: %+v", rep)
+	}
+	rot(t, c, 1, 5<<20+77)
+	rot(t, c, 1, 9<<20)
+	if rep := c.verify(1, false); rep.DifferentBytes != 2*resyncBlock || rep.Repaired {
+		t.Errorf("two rotten blocks: %+v", rep)
+	}
+	if rep := c.verify(1, true); rep.DifferentBytes != 2*resyncBlock || !rep.Repaired {
+		t.Errorf("repair: %+v", rep)
+	}
+	if rep := c.verify(1, true); rep.DifferentBytes != 0 {
+		t.Errorf("after repair: %+v", rep)
+	}
+	close(stop)
+	<-ended
+	c.equalImages(0, 1)
+}
+
+// rot flips a bit of a server's image behind its back.
+func rot(t *testing.T, c *cluster, i int, off int64) {
+	t.Helper()
+	f, err := os.OpenFile(c.vol(i).opt.Image, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, off); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 4
+	if _, err := f.WriteAt(b, off); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -88,6 +88,10 @@ const (
 	// write, in bytes.
 	resyncBusy = 64 << 20
 
+	// verifyTries is how often verify asks again for one block that was written
+	// meanwhile, before it gives up.
+	verifyTries = 100
+
 	// marksEvery is how often the marks file is written at most.
 	marksEvery = 200 * time.Millisecond
 	// spaceEvery is how often free space is looked at.

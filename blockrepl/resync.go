@@ -29,6 +29,8 @@ type syncer struct {
 
 	mu  sync.Mutex
 	cur *copying // nil when none was ordered yet
+	// waits are the queries of verify, by id; each channel has capacity 1.
+	waits map[uint64]chan *wire.ExtentData
 }
 
 // copying is one order being carried out.
@@ -119,8 +121,15 @@ func (s *syncer) stop() {
 // deliver takes an answer of the master; one that nobody waits for is dropped.
 func (s *syncer) deliver(session uint64, m *wire.ExtentData) {
 	s.mu.Lock()
-	c := s.cur
+	c, wait := s.cur, s.waits[m.ID]
 	s.mu.Unlock()
+	if wait != nil {
+		select {
+		case wait <- m:
+		default: // answered twice
+		}
+		return
+	}
 	if c == nil || c.order.Session != session || c.order.Epoch != m.Epoch {
 		return
 	}
@@ -128,6 +137,24 @@ func (s *syncer) deliver(session uint64, m *wire.ExtentData) {
 	case c.answers <- m:
 	case <-c.ctx.Done():
 	}
+}
+
+// expect gives an id for a query, and where its answer will come.
+func (s *syncer) expect() (uint64, <-chan *wire.ExtentData) {
+	id, ch := s.next.Add(1), make(chan *wire.ExtentData, 1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waits == nil {
+		s.waits = map[uint64]chan *wire.ExtentData{}
+	}
+	s.waits[id] = ch
+	return id, ch
+}
+
+func (s *syncer) unexpect(id uint64) {
+	s.mu.Lock()
+	delete(s.waits, id)
+	s.mu.Unlock()
 }
 
 // run copies from order.From to the end.

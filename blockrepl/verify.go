@@ -3,9 +3,213 @@ package blockrepl
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/image"
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
-var errTODO = errors.New("not yet")
+// Comes from: POST …/verify, on a slave. Does: compares the image with the
+// master's, block by block, while clients write. Goes to: VerifyReport; with
+// repair, the master's bytes replace what differs.
+//
+// Neither side stops, so a difference may be a write that only one of them has
+// applied yet. What decides is the log. The master answers a query from an image
+// that holds at least what was committed when the query came, so at least what
+// this server had applied when it asked (asked), and at most Applied. Here the
+// image is looked at again when it holds Applied too, and then nothing is applied
+// for a moment (holds). If no record between asked and holds touches a block, both
+// images must have held the same bytes there all the time: a difference is real.
+// If one does, the block is asked for again.
 
-func handleVerify(ctx context.Context, v *Volume, body io.Reader) (any, error) { return nil, errTODO }
+// verification is one run.
+type verification struct {
+	v      *Volume
+	link   *link
+	epoch  record.Epoch
+	repair bool
+	report VerifyReport
+}
+
+func handleVerify(ctx context.Context, v *Volume, body io.Reader) (any, error) {
+	var q VerifyRequest
+	if err := readBody(body, &q); err != nil {
+		return nil, err
+	}
+	return v.verify(ctx, q.Repair)
+}
+
+// verify compares the whole image with the master's.
+func (v *Volume) verify(ctx context.Context, repair bool) (VerifyReport, error) {
+	view, err := v.view(ctx)
+	if err != nil {
+		return VerifyReport{}, err
+	}
+	master := view.Config.Master
+	switch {
+	case master == v.s.opt.ID:
+		return VerifyReport{}, fmt.Errorf("%w: this server is the master; ask the server whose image shall be compared with it", replica.ErrRefused)
+	case view.Role != wire.RoleSlave || view.Resync != nil || view.Committed == 0:
+		return VerifyReport{}, fmt.Errorf("%w: this server does not follow a master now: %s", replica.ErrRefused, view.Reason)
+	}
+	p := v.s.links.peers[master]
+	var l *link
+	if p != nil {
+		l = p.cur.Load()
+	}
+	if l == nil {
+		return VerifyReport{}, fmt.Errorf("%w: no link to the master %s", replica.ErrRefused, master)
+	}
+	r := &verification{v: v, link: l, epoch: view.Epoch, repair: repair,
+		report: VerifyReport{Volume: v.name, Source: master.String()}}
+	size := v.img.Size()
+	for off := int64(0); off < size; off += resyncWindow {
+		if err := r.window(ctx, off, min(resyncWindow, size-off)); err != nil {
+			return r.report, fmt.Errorf("verify volume %q against server %s at offset %d: %w", v.name, master, off, err)
+		}
+	}
+	r.report.Repaired = repair && r.report.DifferentBytes > 0
+	if r.report.DifferentBytes > 0 {
+		v.logr.Warn("image differs from the master's", "master", master.String(), "bytes", r.report.DifferentBytes, "repaired", r.report.Repaired)
+	}
+	return r.report, nil
+}
+
+// window compares one window; blocks that seem to differ are looked at again, one
+// by one.
+func (r *verification) window(ctx context.Context, off, n int64) error {
+	asked, m, err := r.ask(ctx, off, n)
+	if err != nil {
+		return err
+	}
+	r.report.ComparedBytes += n
+	for i := range m.Chunks {
+		k := &m.Chunks[i]
+		for at := k.Offset; at < k.Offset+k.Length; at += resyncBlock {
+			if err := r.block(ctx, asked, m, at, min(resyncBlock, off+n-at)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// block decides whether a block differs. m is an answer that covers it.
+func (r *verification) block(ctx context.Context, asked record.Seq, m *wire.ExtentData, off, n int64) error {
+	for range verifyTries {
+		if err := r.v.app.reach(ctx, m.Applied); err != nil {
+			return err
+		}
+		decided, err := r.decide(asked, m, off, n)
+		if err != nil || decided {
+			return err
+		}
+		if asked, m, err = r.ask(ctx, off, n); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("block at %d changes all the time: %w", off, replica.ErrTimeout)
+}
+
+// decide looks at the block while nothing is applied; false: it was touched
+// meanwhile, and has to be asked for again.
+func (r *verification) decide(asked record.Seq, m *wire.ExtentData, off, n int64) (bool, error) {
+	holds := r.v.app.hold()
+	defer r.v.app.release()
+	touched, err := r.touched(asked+1, holds, record.Extent{Lo: off, Hi: off + n})
+	if err != nil || touched {
+		return false, err
+	}
+	theirs, err := bytesOf(m, off, n)
+	if err != nil {
+		return false, err
+	}
+	if theirs == nil {
+		return true, nil // the master found it equal
+	}
+	ours := make([]byte, n)
+	if err := r.v.img.ReadAt(ours, off); err != nil {
+		return false, err
+	}
+	if string(ours) == string(theirs) {
+		return true, nil
+	}
+	r.report.DifferentBytes += n
+	if !r.repair {
+		return true, nil
+	}
+	defer r.v.check.dirtied(n)
+	return true, r.v.img.Apply([]image.Change{{Kind: record.KindWrite, Off: off, Len: n, Data: theirs}})
+}
+
+// touched reports whether one of the records first..last changes x. Records that
+// are no longer kept may have.
+func (r *verification) touched(first, last record.Seq, x record.Extent) (bool, error) {
+	for first <= last {
+		recs, err := r.v.records(nil, first, last, applyRecords, applyBytes)
+		if err != nil {
+			r.v.logr.Debug("verify: records not kept", "seq", first, "err", err)
+			return true, nil
+		}
+		for _, rec := range recs {
+			if rec.Kind == record.KindResize || rec.Kind.ChangesImage() && rec.Extent().Overlaps(x) {
+				return true, nil
+			}
+		}
+		first = recs[len(recs)-1].Seq + 1
+	}
+	return false, nil
+}
+
+// bytesOf gives the bytes of a block in an answer, nil when it is not among the
+// differing ones.
+func bytesOf(m *wire.ExtentData, off, n int64) ([]byte, error) {
+	for i := range m.Chunks {
+		k := &m.Chunks[i]
+		if k.Offset > off || off+n > k.Offset+k.Length {
+			continue
+		}
+		ch, err := changeOf(k, m.Offset, m.Length)
+		if err != nil {
+			return nil, err
+		}
+		if ch.Kind != record.KindWrite {
+			return make([]byte, n), nil
+		}
+		return ch.Data[off-k.Offset:][:n], nil
+	}
+	return nil, nil
+}
+
+// ask sends the hashes of a range to the master and waits for its answer. It gives
+// the number that this server had applied before.
+func (r *verification) ask(ctx context.Context, off, n int64) (record.Seq, *wire.ExtentData, error) {
+	asked := record.Seq(r.v.app.applied.Load())
+	hashes, err := r.v.img.HashBlocks(nil, off, n, resyncBlock)
+	if err != nil {
+		return 0, nil, err
+	}
+	id, answer := r.v.sync.expect()
+	defer r.v.sync.unexpect(id)
+	t := time.NewTicker(resyncAgain)
+	defer t.Stop()
+	for {
+		r.link.out.control(r.v.tag, &wire.HashQuery{Epoch: r.epoch, ID: id, Offset: off, Block: resyncBlock, Length: n, Hashes: hashes})
+		select {
+		case m := <-answer:
+			if m.Offset != off || m.Length != n {
+				return 0, nil, fmt.Errorf("the master answered for %d bytes at %d, asked were %d at %d", m.Length, m.Offset, n, off)
+			}
+			return asked, m, nil
+		case <-t.C: // the query was dropped: the master has too many
+		case <-ctx.Done():
+			return 0, nil, ctx.Err()
+		case <-r.link.done:
+			return 0, nil, errors.New("the link to the master was closed; try again")
+		}
+	}
+}
