@@ -18,7 +18,8 @@ type candidate struct {
 	exclude []record.ServerID
 	command uint64 // the Promote or Resolve to answer
 
-	asserted bool // the operator says that the old master is dead, or it stepped down itself
+	asserted bool // the operator says that the old master is dead
+	handover bool // the old master steps down for us: begun only with its promise, for it may have given up waiting
 	loss     bool
 	resolve  bool
 	wait     Time // not before: our own lease to the old master
@@ -309,6 +310,9 @@ func (r *Replica) tryElect() {
 	case promoting:
 		set = r.promoteSet()
 	}
+	if r.c != c {
+		return
+	}
 	if set == nil {
 		if c.kind == promoting && r.now >= c.give {
 			r.giveUp()
@@ -427,6 +431,13 @@ func (r *Replica) allGreeted() bool {
 // a link did, or the time is over.
 func (r *Replica) promoteSet() []wire.Member {
 	c := r.c
+	if !inSync(&c.base, r.cfg.Self) && !c.loss && !c.resolve {
+		r.stepDown(fmt.Sprintf("state %d of epoch %v excludes this server", c.base.Number, c.base.Epoch))
+		return nil
+	}
+	if c.handover && c.pledge(c.base.Master) == nil {
+		return nil
+	}
 	if r.now < c.wait {
 		r.wake(c.wait)
 		return nil

@@ -267,14 +267,15 @@ func (r *Replica) onHandoverReady(p *peer, m *wire.HandoverReady) {
 	if newer(&m.State, &base) {
 		base = m.State
 	}
-	r.stand(base, true)
+	r.stand(base, false)
 }
 
 // stand begins the candidacy. A lease that this server has granted is waited
-// for, unless the old master is dead or stepped down: it may still be reading.
+// for, unless the old master is dead or steps down with its promise: it may still be reading.
 func (r *Replica) stand(base wire.State, asserted bool) {
 	c := &candidate{kind: promoting, base: base, command: r.g.ask.ID, asserted: asserted, loss: r.g.ask.AcceptLoss && r.g.report.Needs == "accept-loss"}
-	if !asserted && !c.loss {
+	c.handover = r.g.handing
+	if !asserted && !c.loss && !c.handover {
 		c.wait = r.l.until
 	}
 	r.g.open = false
