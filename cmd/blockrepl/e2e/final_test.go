@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl"
 )
@@ -20,10 +21,15 @@ import (
 // keep the same numbers, and that `journal verify` finds them whole.
 func (c *cluster) finish() {
 	c.t.Helper()
+	began := time.Now()
 	last := c.quiesce()
+	quiet := time.Now()
 	c.stopAll()
+	stopped := time.Now()
 	c.imagesEqual()
 	c.journalsGood(last)
+	c.t.Logf("the end, at record %d: quiet after %v, stopped after %v, compared after %v", last, quiet.Sub(began).Round(time.Millisecond),
+		stopped.Sub(quiet).Round(time.Millisecond), time.Since(stopped).Round(time.Millisecond))
 }
 
 // quiesce waits until nothing is under way on any server and gives the last number.
