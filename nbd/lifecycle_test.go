@@ -85,6 +85,33 @@ func TestShutdownAnswersWhatWasReadAndCloses(t *testing.T) {
 	}
 }
 
+func TestShutdownInTheMiddleOfAPayloadAnswersWhatCameBefore(t *testing.T) {
+	for _, socket := range []bool{false, true} {
+		d := memDisk()
+		s := serveDisk(t, d)
+		c := attach(t, pipe(t, s, socket), true)
+		arrived, release := hold(d, "flush")
+		send(t, c, nbdtest.Request{Cmd: proto.CmdFlush})
+		<-arrived
+		half := nbdtest.AppendRequest(nil, 77, nbdtest.Request{Cmd: proto.CmdWrite, Data: pattern(8192, 1)})
+		if _, err := c.Conn.Write(half[:4096]); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the payload is being read", func() bool { return s.Stats().Conns[0].InFlight == 2 })
+		done := make(chan error, 1)
+		go func() { done <- s.Shutdown(context.Background()) }()
+		await(t, "the half request is given up", func() bool { st := s.Stats(); return len(st.Conns) == 0 || st.Conns[0].InFlight == 1 })
+		release()
+		if rep, err := c.Recv(); err != nil || rep.Errno != 0 || rep.Request.Cmd != proto.CmdFlush {
+			t.Fatalf("the flush in flight: %+v, %v", rep, err)
+		}
+		wantClosed(t, c)
+		if err := <-done; err != nil || d.Writes() != 0 || d.Allocs() != 0 {
+			t.Errorf("shutdown %v, %d writes, %d buffers out", err, d.Writes(), d.Allocs())
+		}
+	}
+}
+
 func newPipe(t testing.TB) net.Conn {
 	a, b := net.Pipe()
 	t.Cleanup(func() { _ = a.Close() })

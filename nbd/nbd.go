@@ -50,7 +50,8 @@ type Disk interface {
 	Free(p []byte)
 	// Submit starts a write, trim or zero and returns at once or after back-pressure. w.Done is called exactly once, from
 	// any goroutine, perhaps before Submit returns; after that the disk must not touch w. ctx is the connection's: when
-	// it ends nobody waits for the answer any more, and Done must follow soon.
+	// it ends nobody waits for the answer any more, and Submit must return and Done follow soon. While Submit waits the
+	// connection reads no further request.
 	Submit(ctx context.Context, w *Write)
 	// Flush returns when every write of this server's connections to the export (MultiConn), or of this connection,
 	// whose Done was called before Flush is on stable storage.

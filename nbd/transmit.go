@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/blockrepl/blockrepl/nbd/internal/proto"
 )
@@ -52,6 +53,9 @@ func (c *conn) transmit() error {
 			return errDisconnect
 		}
 		if err := c.handle(&h); err != nil {
+			if c.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+				return errDraining // in the middle of a payload; the requests before it are still answered
+			}
 			return err
 		}
 	}
