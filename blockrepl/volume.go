@@ -72,7 +72,7 @@ type Volume struct {
 
 	wg       sync.WaitGroup // all goroutines but the loop
 	loopDone chan struct{}
-	created  chan struct{} // closed by the loop once the volume exists
+	created  chan struct{} // closed by the loop once the volume exists and its size is known
 	failOnce [2]sync.Once
 	failed   atomic.Pointer[string] // why, once it has failed
 }
@@ -300,10 +300,16 @@ func (v *Volume) publish() {
 	if e := v.rep.Epoch(); v.epoch.Load() == nil || *v.epoch.Load() != e {
 		v.epoch.Store(&e)
 	}
-	if v.uuid.Load() != nil && !v.isCreated && v.rep.Commit() > 0 {
+	if !v.isCreated && v.uuid.Load() != nil && v.rep.Commit() > 0 && v.known() {
 		v.isCreated = true
 		close(v.created)
 	}
+}
+
+// known reports whether the volume's size is: not between a restart and the end
+// of the redo, which may hold a change of it.
+func (v *Volume) known() bool {
+	return v.rep.StaleReadable() || v.rep.View(v.s.opt.Clock()).Resync != nil
 }
 
 // fail tells the state machine, once, that the journal or the image failed.

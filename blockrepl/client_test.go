@@ -1,0 +1,206 @@
+package blockrepl
+
+import (
+	"bytes"
+	"errors"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestWriteOutOfRangeIsRefused(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	cl := c.connect(0, "client")
+	for _, w := range []struct {
+		off, n int64
+		want   error
+	}{
+		{testSize - 511, 512, syscall.ENOSPC},
+		{testSize, 512, syscall.ENOSPC},
+		{1 << 62, 1 << 62, syscall.ENOSPC},
+		{-1, 512, syscall.EINVAL},
+		{0, 0, syscall.EINVAL},
+	} {
+		if err := cl.change(OpZero, w.off, nil, w.n); !errors.Is(err, w.want) {
+			t.Errorf("zero %d bytes at %d: got %v, want %v", w.n, w.off, err, w.want)
+		}
+	}
+	if err := cl.ReadAt(t.Context(), make([]byte, 512), testSize-511); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("read beyond the end: got %v, want EINVAL", err)
+	}
+	cl.write(testSize-512, bytes.Repeat([]byte("e"), 512))
+}
+
+func TestZeroesAreRecordsWithoutPayload(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	cl := c.connect(0, "client")
+	cl.write(0, bytes.Repeat([]byte("x"), 1<<20))
+	before := c.status(0).JournalBytes
+	cl.write(0, make([]byte, 1<<20))
+	if err := cl.change(OpZero, 0, nil, testSize); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.change(OpTrim, 0, nil, testSize); err != nil {
+		t.Fatal(err)
+	}
+	if grown := c.status(0).JournalBytes - before; grown > 3*128 {
+		t.Errorf("three zeroings took %d bytes of journal", grown)
+	}
+	cl.wantRead(0, make([]byte, 1<<20))
+	segs, err := cl.Extents(t.Context(), 0, testSize, 16)
+	if err != nil || len(segs) != 1 || !segs[0].Hole || segs[0].Len() != testSize {
+		t.Errorf("extents of a trimmed volume: %+v, %v", segs, err)
+	}
+}
+
+func TestAnotherIdentityIsOfferedReadOnly(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(0, 1)
+	first := c.connect(0, "db1")
+	first.write(0, bytes.Repeat([]byte("1"), 512))
+	c.awaitHealthy(0, 1)
+	c.await(1, "the holder known", func(s VolumeStatus) bool { return s.Holder == "db1" })
+	for i := range 2 {
+		second := c.connect(i, "db2")
+		if !second.ReadOnly() {
+			t.Errorf("server %d: a held volume was offered writable", i)
+		}
+		if err := second.change(OpWrite, 0, []byte("x"), 0); !errors.Is(err, syscall.EPERM) {
+			t.Errorf("server %d: write of another identity: got %v, want EPERM", i, err)
+		}
+	}
+	if same := c.connect(1, "db1"); same.ReadOnly() {
+		t.Error("the holder's own second connection is read-only")
+	}
+	first.Close()
+	c.await(1, "the volume free", func(s VolumeStatus) bool { return s.Holder == "" })
+	if third := c.connect(1, "db2"); third.ReadOnly() {
+		t.Error("a free volume was offered read-only")
+	}
+}
+
+func TestTakeoverSendsTheHolderAway(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(0, 1)
+	first := c.connect(0, "db1")
+	first.write(0, bytes.Repeat([]byte("1"), 512))
+	second := c.connectAs(1, ClientInfo{Identity: "db2", Takeover: true})
+	second.write(512, bytes.Repeat([]byte("2"), 512))
+	if err := first.change(OpWrite, 0, bytes.Repeat([]byte("3"), 512), 0); !errors.Is(err, ErrAborted) {
+		t.Errorf("write of who was taken over: got %v, want ErrAborted", err)
+	}
+	second.wantRead(0, bytes.Repeat([]byte("1"), 512))
+}
+
+func TestNewerTokenDiscardsTheOlderConnection(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(0, 1)
+	old := c.connectAs(0, ClientInfo{Identity: "db", Token: 1})
+	old.write(0, bytes.Repeat([]byte("1"), 512))
+	renewed := c.connectAs(1, ClientInfo{Identity: "db", Token: 2})
+	renewed.write(0, bytes.Repeat([]byte("2"), 512))
+	if err := old.change(OpWrite, 0, bytes.Repeat([]byte("3"), 512), 0); !errors.Is(err, ErrAborted) {
+		t.Errorf("write with an older token: got %v, want ErrAborted", err)
+	}
+	renewed.wantRead(0, bytes.Repeat([]byte("2"), 512))
+	late := c.connectAs(0, ClientInfo{Identity: "db", Token: 1})
+	if err := late.change(OpWrite, 0, bytes.Repeat([]byte("4"), 512), 0); !errors.Is(err, ErrAborted) {
+		t.Errorf("a new connection with an older token: got %v, want ErrAborted", err)
+	}
+}
+
+// What a connection sent before its client gave it up must not be numbered.
+func TestWritesOfAGoneClientAreDiscarded(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	cl := c.connect(0, "client")
+	cl.write(0, bytes.Repeat([]byte("1"), 512))
+	var gone atomic.Bool
+	stalled := c.connectAs(0, ClientInfo{Identity: "client", Gone: gone.Load})
+	gone.Store(true)
+	if err := stalled.change(OpWrite, 0, bytes.Repeat([]byte("2"), 512), 0); !errors.Is(err, ErrAborted) {
+		t.Errorf("write of a gone client: got %v, want ErrAborted", err)
+	}
+	cl.wantRead(0, bytes.Repeat([]byte("1"), 512))
+}
+
+func TestRequestsWaitForAMasterAndThenTheConnectionIsClosed(t *testing.T) {
+	c := newCluster(t, 3, func(o *Options) { o.IOTimeout = 1500 * time.Millisecond })
+	c.start(0, 1, 2)
+	cl := c.connect(1, "client")
+	cl.write(0, bytes.Repeat([]byte("1"), 512))
+	reader := c.connectAs(1, ClientInfo{Identity: "reader", ReadOnly: true})
+	c.kill(0)
+	done := make(chan error, 1)
+	go func() { done <- reader.ReadAt(t.Context(), make([]byte, 512), 0) }()
+	if err := cl.change(OpWrite, 0, bytes.Repeat([]byte("2"), 512), 0); !errors.Is(err, ErrAborted) {
+		t.Errorf("write without a master: got %v, want ErrAborted", err)
+	}
+	if err := <-done; !errors.Is(err, ErrAborted) {
+		t.Errorf("read without a master: got %v, want ErrAborted", err)
+	}
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.aborted == nil {
+		t.Error("the connection was not closed")
+	}
+}
+
+func TestManyWritersOnASharedVolume(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.volume.Shared = true
+	c.start(0, 1, 2)
+	ends := make(chan error, 6)
+	for w := range 6 {
+		cl := c.connect(w%3, "writer"+string(rune('0'+w)))
+		go func() {
+			p := bytes.Repeat([]byte{byte('0' + w)}, 4096)
+			for n := range 50 {
+				if err := cl.change(OpWrite, int64(n*4096), p, 0); err != nil {
+					ends <- err
+					return
+				}
+				got := make([]byte, 4096)
+				if err := cl.ReadAt(t.Context(), got, int64(n*4096)); err != nil {
+					ends <- err
+					return
+				}
+				if !bytes.Equal(got, bytes.Repeat(got[:1], 4096)) {
+					ends <- errors.New("torn read")
+					return
+				}
+			}
+			ends <- nil
+		}()
+	}
+	for range 6 {
+		if err := <-ends; err != nil {
+			t.Error(err)
+		}
+	}
+	c.equalImages(0, 1, 2)
+}
+
+func TestResizeReachesEveryServer(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.start(0, 1, 2)
+	cl := c.connect(1, "client")
+	cl.write(0, bytes.Repeat([]byte("1"), 512))
+	if _, err := handleResize(t.Context(), c.vol(2), bytes.NewReader([]byte(`{"size_bytes":33554432}`))); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		c.await(i, "resized", func(s VolumeStatus) bool { return s.SizeBytes == 2*testSize })
+	}
+	cl.write(2*testSize-512, bytes.Repeat([]byte("2"), 512))
+	for i := range 3 {
+		c.kill(i)
+	}
+	c.start(0, 1, 2)
+	cl = c.connect(2, "client")
+	cl.wantRead(2*testSize-512, bytes.Repeat([]byte("2"), 512))
+	c.equalImages(0, 1, 2)
+}
