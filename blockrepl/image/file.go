@@ -68,38 +68,55 @@ func (d *file) readNow(p []byte, off int64) (bool, error) {
 	return false, nil
 }
 
+// writev writes at most writeMax bytes a call: see there.
 func (d *file) writev(bufs [][]byte, off int64) error {
-	if len(bufs) == 1 {
-		return d.write(bufs[0], off)
-	}
 	for len(bufs) > 0 {
-		some := bufs[:min(len(bufs), iovMax)]
-		n, err := ignoringEINTR(func() (int, error) { return unix.Pwritev(d.fd, some, off) })
+		n := upTo(bufs, writeMax)
+		if n <= 1 {
+			if err := d.write(bufs[0], off); err != nil {
+				return err
+			}
+			off += int64(len(bufs[0]))
+			bufs = bufs[1:]
+			continue
+		}
+		done, err := ignoringEINTR(func() (int, error) { return unix.Pwritev(d.fd, bufs[:n], off) })
 		if err != nil {
 			return err
 		}
-		if n == 0 {
+		if done == 0 {
 			return io.ErrShortWrite
 		}
-		off += int64(n)
-		for n > 0 && n >= len(bufs[0]) {
-			n -= len(bufs[0])
+		off += int64(done)
+		for done > 0 && done >= len(bufs[0]) {
+			done -= len(bufs[0])
 			bufs = bufs[1:]
 		}
-		if n > 0 { // stopped within a buffer, as at the end of the space
-			if err := d.write(bufs[0][n:], off); err != nil {
+		if done > 0 { // stopped within a buffer, as at the end of the space
+			if err := d.write(bufs[0][done:], off); err != nil {
 				return err
 			}
-			off += int64(len(bufs[0]) - n)
+			off += int64(len(bufs[0]) - done)
 			bufs = bufs[1:]
 		}
 	}
 	return nil
 }
 
+// upTo is how many of the slices have at most limit bytes together, and go into
+// one call.
+func upTo(bufs [][]byte, limit int) int {
+	n := 0
+	for n < min(len(bufs), iovMax) && len(bufs[n]) <= limit {
+		limit -= len(bufs[n])
+		n++
+	}
+	return n
+}
+
 func (d *file) write(p []byte, off int64) error {
 	for len(p) > 0 {
-		n, err := ignoringEINTR(func() (int, error) { return unix.Pwrite(d.fd, p, off) })
+		n, err := ignoringEINTR(func() (int, error) { return unix.Pwrite(d.fd, p[:min(len(p), writeMax)], off) })
 		if err != nil {
 			return err
 		}

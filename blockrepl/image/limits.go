@@ -16,6 +16,12 @@ const (
 	// iovMax is how many slices one pwritev takes (IOV_MAX of Linux).
 	iovMax = 1024
 
+	// writeMax is how much one system call writes, in bytes. Kernels with large
+	// folios (ext4 since 6.16) keep a write in the page cache in folios of up to its
+	// size, and every later 4 KiB write into one walks all its blocks: 32 of them
+	// took 80–150 µs after writes of 1 MiB, 21–40 µs after writes of 64 KiB.
+	writeMax = 64 << 10
+
 	// zeroByWriting is the length below which zeroes are written instead of asked
 	// of the file system, in bytes: a copy into the page cache costs less than
 	// the file system's transaction.
