@@ -460,15 +460,27 @@ func (r *Replica) promoteSet() []wire.Member {
 	return set
 }
 
-// unresolved re-reads the split brain mark after our own state changed.
+// unresolved re-reads the split brain mark after our own state changed. As a
+// slave, whoever stood on the other side is an ordinary peer again; a master
+// joins them.
 func (r *Replica) unresolved() {
 	if r.splitBy.IsZero() {
 		return
 	}
-	p := r.peer(r.splitBy)
-	if p == nil || p.greeting == nil || !splitBrain(r.hard.History, &r.hard.State, p.greeting.History, &p.greeting.State) {
-		r.splitBy = record.ServerID{}
+	for _, p := range r.peers {
+		if p.greeting == nil || p.session == 0 || p.state != Down {
+			continue
+		}
+		if splitBrain(r.hard.History, &r.hard.State, p.greeting.History, &p.greeting.State) {
+			r.splitBy = p.id
+			return
+		}
+		if r.role == wire.RoleSlave {
+			r.setState(p, Live, "")
+		}
 	}
+	r.splitBy = record.ServerID{}
+	r.note("split brain is resolved", "epoch", r.hard.Following.String())
 }
 
 // resolve keeps this server's side of a split brain: a new epoch that overrules

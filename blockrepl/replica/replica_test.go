@@ -347,6 +347,44 @@ func TestSplitBrainIsNamedAndResolved(t *testing.T) {
 	}
 }
 
+// A loser of a split brain that had met two servers of the other side kept the
+// mark of the one that is not the master for ever.
+func TestResolvedSplitBrainIsForgottenOnEveryServer(t *testing.T) {
+	c := newCluster(t, 3, wire.Continue)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, third := c.node("a"), c.node("b"), c.node("c")
+	ca := a.open("db1", 0)
+	a.mustComplete(a.write(ca, 0, "x"))
+	c.unlink(a, b)
+	c.unlink(a, third)
+	op := a.write(ca, 0, "a alone")
+	c.pass(3 * time.Second)
+	a.mustComplete(op)
+	if res := b.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(3 * time.Second)
+	cb := b.open("db1", 2)
+	b.mustComplete(b.write(cb, 0, "b alone"))
+	c.link(a, b)
+	c.link(a, third)
+	c.pass(time.Second)
+	a.want(SplitBrain)
+	if res := b.command(func(id uint64) Event { return Resolve{ID: id} }); res == nil || res.Err != nil {
+		t.Fatalf("resolve: %+v", res)
+	}
+	c.pass(10 * time.Second)
+	for _, n := range []*node{a, b, third} {
+		n.want(Healthy)
+		for _, p := range n.r.View(c.now).Peers {
+			if p.State != Live {
+				t.Errorf("%v shows %v as %v (%s)", n.id, p.Server, p.State, p.Reason)
+			}
+		}
+	}
+}
+
 // A read on the master saw an older value than a write that had completed at a
 // slave, which was faster in applying it.
 func TestReadOnTheMasterWaitsForWhatASlaveMayHaveAnswered(t *testing.T) {

@@ -119,10 +119,8 @@ func (r *Replica) follow(p *peer, j *wire.Join) {
 	}
 	r.hard.Proposed = nil
 	r.hard.History = j.History
-	if r.splitBy == p.id {
-		r.splitBy = record.ServerID{}
-	}
 	r.setPeers(r.hard.State.Members)
+	r.unresolved() // whichever server the mark names, it is of this epoch now or will be
 	p = r.peer(p.id)
 	r.s = slave{master: p.id, joined: true, begin: j.History[len(j.History)-1].First.Seq, line: j.Last, floor: r.s.floor}
 	r.reads.lost()
