@@ -105,8 +105,10 @@ func (c *conn) serve() {
 		return
 	}
 	defer c.server.leave(c)
-	c.log.Info("nbd client attached", "export", c.info.Name, "size", c.info.Size, "readonly", c.info.ReadOnly,
-		"tls", c.client.TLS)
+	if c.server.comings.allow() {
+		c.log.Info("nbd client attached", "export", c.info.Name, "size", c.info.Size, "readonly", c.info.ReadOnly,
+			"tls", c.client.TLS, "unlogged", c.server.comings.skipped())
+	}
 
 	if c.client.TLS {
 		c.out.conn, c.out.raw = c.in.conn, nil
@@ -141,20 +143,20 @@ func (c *conn) finish() {
 
 // logEnd logs how a connection ended: what an operator should look at as a warning, the rest as information.
 func (c *conn) logEnd(msg string, err error) {
-	level := slog.LevelInfo
+	level, limit := slog.LevelInfo, &c.server.comings
 	switch {
 	case errors.Is(err, errDisconnect), errors.Is(err, errDraining), errors.Is(err, io.EOF), errors.Is(err, ErrServerClosed):
 		if !c.attached {
 			level = slog.LevelDebug
 		}
 	default:
-		level = slog.LevelWarn
+		level, limit = slog.LevelWarn, &c.server.logLimit
 	}
-	if level == slog.LevelWarn && !c.server.logLimit.allow() {
+	if !limit.allow() {
 		return
 	}
 	c.log.Log(context.Background(), level, msg, "reason", err, "export", c.info.Name, "requests", c.stats.requests.Load(),
-		"took", time.Since(c.client.Since).Round(time.Millisecond), "unlogged", c.server.logLimit.skipped())
+		"took", time.Since(c.client.Since).Round(time.Millisecond), "unlogged", limit.skipped())
 }
 
 // logRefused logs the rich error of a request that is answered with an errno.

@@ -286,8 +286,8 @@ func TestStalledClientsAreCutOff(t *testing.T) {
 					break
 				}
 			}
-			if took := time.Since(start); d.Closed() != 1 || took < 30*time.Second || took > 35*time.Second {
-				t.Errorf("%s: closed %d after %v, want 1 after 30 s", tc.name, d.Closed(), took)
+			if took := time.Since(start); d.Closed() != 1 || took < time.Minute || took > 65*time.Second {
+				t.Errorf("%s: closed %d after %v, want 1 after a minute", tc.name, d.Closed(), took)
 			}
 			<-done
 			if err := s.Close(); err != nil {

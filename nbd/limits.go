@@ -46,16 +46,14 @@ const (
 	connReserve = 512 << 10
 	// unixSendBytes is the send buffer asked for on unix sockets: memory of the kernel, at most twice this a connection.
 	unixSendBytes = 2 << 20
-	// keepAlive finds peers that vanished without a word: idle time, then probes. 15 + 3 × 5 s.
-	keepAliveIdle     = 15 * time.Second
-	keepAliveInterval = 5 * time.Second
-	keepAliveCount    = 3
+	// keepAliveProbes go out in the second half of Limits.KeepAlive.
+	keepAliveProbes = 3
 	// maxActivated bounds the sockets taken from systemd.
 	maxActivated = 64
 	// acceptRetryMax bounds the pause after a failed accept (out of file descriptors).
 	acceptRetryMax = time.Second
-	// logBurst and logEvery bound the log lines that clients can cause: logBurst at once, then one each logEvery. What was
-	// left out is counted in the next line.
+	// logBurst and logEvery bound the log lines that clients can cause, comings and goings apart from refusals: logBurst at
+	// once, then one each logEvery. What was left out is counted in the next line.
 	logBurst = 20
 	logEvery = time.Second
 )
@@ -74,8 +72,11 @@ type Limits struct {
 	MaxOptions int
 	// HandshakeTimeout is how long negotiation may take, TLS included, waits of Exports excluded. Default 10 s.
 	HandshakeTimeout time.Duration
-	// StallTimeout is how long a client may take for 64 KiB in the middle of a message or of reading replies. Default 30 s.
+	// StallTimeout is how long a client may take for 64 KiB in the middle of a message or of reading replies. Default 60 s.
 	StallTimeout time.Duration
+	// KeepAlive is how long a TCP peer that has vanished without a word keeps its connection. Default 60 s. A virtual
+	// machine that is suspended for longer than this or StallTimeout finds its connection closed.
+	KeepAlive time.Duration
 	// MaxRequests is how many requests one connection may have in flight; further ones are not read. Default 256.
 	MaxRequests int
 	// MaxConnBytes is how many bytes of buffers the requests of one connection may hold. Default 64 MiB.
@@ -90,12 +91,13 @@ func (l Limits) withDefaults() (Limits, error) {
 	def(&l.MaxHandshakes, 128)
 	def(&l.MaxOptions, 64)
 	def(&l.HandshakeTimeout, 10*time.Second)
-	def(&l.StallTimeout, 30*time.Second)
+	def(&l.StallTimeout, time.Minute)
+	def(&l.KeepAlive, time.Minute)
 	def(&l.MaxRequests, 256)
 	def(&l.MaxConnBytes, 64<<20)
 	def(&l.MaxBytes, 256<<20)
 	switch {
-	case l.MaxClients < 0 || l.MaxHandshakes < 0 || l.MaxOptions < 0 || l.MaxRequests < 0 || l.HandshakeTimeout < 0 || l.StallTimeout < 0:
+	case l.MaxClients < 0 || l.MaxHandshakes < 0 || l.MaxOptions < 0 || l.MaxRequests < 0 || l.HandshakeTimeout < 0 || l.StallTimeout < 0 || l.KeepAlive < 0:
 		return l, fmt.Errorf("limits %+v: a bound is negative", l)
 	case l.MaxConnBytes < MaxPayloadDefault:
 		return l, fmt.Errorf("limits: MaxConnBytes %d is less than one payload of %d", l.MaxConnBytes, MaxPayloadDefault)

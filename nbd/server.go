@@ -35,7 +35,8 @@ type Server struct {
 	verifies bool // client certificates are verified: their names are identities
 	limits   Limits
 	budget   budget
-	logLimit logLimit
+	logLimit logLimit // of refusals
+	comings  logLimit // of attaching and leaving
 
 	ctx    context.Context // of all connections
 	cancel context.CancelCauseFunc
@@ -79,7 +80,7 @@ func NewServer(o Options) (*Server, error) {
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]*connState{}, handshakes: list.New(),
 	}
 	s.budget.free = l.MaxBytes
-	s.logLimit.tokens = logBurst
+	s.logLimit.tokens, s.comings.tokens = logBurst, logBurst
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	return s, nil
 }
@@ -102,7 +103,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		switch {
 		case err == nil:
 			pause = 0
-			tune(sock)
+			tune(sock, s.limits.KeepAlive)
 			s.start(ctx, sock, name)
 			continue
 		case ctx.Err() != nil:

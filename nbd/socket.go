@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -84,11 +85,11 @@ func peerAddr(conn net.Conn, raw syscall.RawConn) string {
 }
 
 // tune prepares an accepted socket. Errors mean that the connection is already dead, or that it goes a little slower.
-func tune(conn net.Conn) {
+func tune(conn net.Conn, keepAlive time.Duration) {
 	switch t := conn.(type) {
 	case *net.TCPConn:
 		_ = t.SetNoDelay(true)
-		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount})
+		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive / 2, Interval: keepAlive / 2 / keepAliveProbes, Count: keepAliveProbes})
 	case *net.UnixConn:
 		// A unix socket's buffer does not grow by itself as TCP's does; with the usual 208 KiB a large reply is a dozen
 		// waits. Beyond net.core.wmem_max it takes a privilege.
