@@ -16,7 +16,7 @@ type recordPrinter struct {
 	begun bool // the head of the columns is printed
 }
 
-const recordColumns = "%9s  %-7s %-7s %14s %9s  %-5s %9s  %-24s  %-8s %9s  %-8s  %-16s  %-16s"
+const recordColumns = "%9s  %-7s %-7s %14s %9s  %-5s %9s  %-24s  %-8s  %-20s  %-8s  %-16s  %-16s"
 
 func (p *recordPrinter) print(r *blockrepl.JournalRecord) error {
 	if p.json {
