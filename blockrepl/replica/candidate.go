@@ -328,10 +328,14 @@ func (r *Replica) tryElect() {
 		st.Overruled = c.epoch
 	}
 	command, epoch := c.command, c.epoch
+	note := ""
+	if out := dropped(&base, &st); st.Forced && len(out) > 0 {
+		note = warnPromoted(out...)
+	}
 	r.hard.Proposed = nil
 	r.beginEpoch(epoch, st, r.baseNumber(), c.loss)
 	if command != 0 {
-		r.g.done(r, command, epoch)
+		r.g.done(r, command, epoch, note)
 	}
 }
 
@@ -453,7 +457,9 @@ func (r *Replica) promoteSet() []wire.Member {
 			set = append(set, m)
 		}
 	}
-	if !c.asserted && !c.loss && !c.resolve && len(c.pledges)+1 < provable(len(c.base.Members)) {
+	// Without a majority that promised, the others could be promoted by the same
+	// right and never learn of this epoch.
+	if !c.asserted && !c.loss && !c.resolve && len(c.pledges)+1 < majority(len(c.base.Members)) {
 		return nil
 	}
 	slices.SortFunc(set, func(a, b wire.Member) int { return a.ID.Compare(b.ID) })

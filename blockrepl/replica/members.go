@@ -225,8 +225,8 @@ func (r *Replica) forget(ev Forget) {
 	}
 }
 
-func warnPromoted(id record.ServerID) string {
-	return fmt.Sprintf("%v must not be promoted from now on until it is in sync again", id)
+func warnPromoted(list ...record.ServerID) string {
+	return fmt.Sprintf("%s must not be promoted from now on until in sync again", names(list))
 }
 
 func (r *Replica) refuse(command uint64, format string, args ...any) {

@@ -185,7 +185,7 @@ func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, ans
 		rep.Reason = fmt.Sprintf("the master %v answers and steps down itself", base.Master)
 	case base.Master == r.cfg.Self:
 		rep.Reason = "this server was the master; nobody knows a newer state"
-		if answers < provable(n) || base.OnDegraded != wire.Suspend || n < 3 || base.Epoch.Less(promised) {
+		if answers < majority(n) || base.OnDegraded != wire.Suspend || n < 3 || base.Epoch.Less(promised) {
 			needs("old-master-dead", "a newer mastership can have begun without this server: %d of %d members answer", answers, n)
 		}
 	case base.Epoch.Less(promised):
@@ -194,7 +194,7 @@ func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, ans
 		needs("old-master-dead", "the master %v does not answer, and with on_degraded = continue it may have gone on without this server", base.Master)
 	case n < 3:
 		needs("old-master-dead", "the master %v does not answer, and no third server can tell whether it went on without this one", base.Master)
-	case answers < provable(n):
+	case answers < majority(n):
 		needs("old-master-dead", "the master %v does not answer, and only %d of %d members do", base.Master, answers, n)
 	default:
 		rep.Reason = fmt.Sprintf("the master %v does not answer; %d of %d members do, and a change of the in-sync set would be known to one", base.Master, answers, n)
@@ -283,13 +283,13 @@ func (r *Replica) stand(base wire.State, asserted bool) {
 }
 
 // done answers a promotion when its epoch has begun.
-func (g *survey) done(r *Replica, command uint64, e record.Epoch) {
+func (g *survey) done(r *Replica, command uint64, e record.Epoch, note string) {
 	rep := g.report
 	if rep == nil || g.ask.ID != command {
 		rep = &PromoteReport{Allowed: true}
 	}
 	rep.Epoch = e
-	r.result(Result{ID: command, Report: rep})
+	r.result(Result{ID: command, Report: rep, Note: note})
 	*g = survey{}
 }
 

@@ -65,12 +65,21 @@ func ids(set []wire.Member) []record.ServerID {
 	return out
 }
 
-// majority is how many of n members note a shrink before it counts (unless forced).
+// majority is how many of n members note a shrink before it counts (unless
+// forced), and how many must answer, and promise, for a promotion without a flag:
+// then one of them knows of every shrink and of every promotion before.
 func majority(n int) int { return n/2 + 1 }
 
-// provable is how many members must answer so that every shrink that a majority
-// noted is known to one of them.
-func provable(n int) int { return n - majority(n) + 1 }
+// dropped are the in-sync servers of a that b lacks.
+func dropped(a, b *wire.State) []record.ServerID {
+	var out []record.ServerID
+	for _, m := range a.InSync {
+		if !inSync(b, m.ID) {
+			out = append(out, m.ID)
+		}
+	}
+	return out
+}
 
 // common is the last number at which two journals are known to agree: each
 // consists of its epoch history and its end. Within one epoch the same number

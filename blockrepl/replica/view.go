@@ -143,9 +143,9 @@ func (r *Replica) goes(id record.ServerID) bool {
 func (r *Replica) masterCondition(name string) (Condition, string, string) {
 	if !r.m.serving {
 		next := ""
-		for _, id := range r.unmatched() {
-			if p := r.peer(id); p != nil && p.state == Down && !r.goes(id) {
-				next = fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", id, name, id)
+		for _, p := range r.peers { // in the set, even when only a pending change waits for it
+			if r.waited(p.id) && p.state == Down && !r.goes(p.id) {
+				next = fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", p.id, name, p.id)
 				break
 			}
 		}
