@@ -106,3 +106,8 @@ type errnoError struct {
 func (e *errnoError) Error() string {
 	return fmt.Sprintf("%s at %d: error reply %d %s", e.what, e.off, e.errno, e.text)
 }
+
+// writeRequest is a write of text at off.
+func writeRequest(off int64, text string) nbdtest.Request {
+	return nbdtest.Request{Cmd: cmdWrite, Off: uint64(off), Data: []byte(text)}
+}
