@@ -21,6 +21,7 @@ type candidate struct {
 	asserted bool // the operator says that the old master is dead
 	handover bool // the old master steps down for us: begun only with its promise, for it may have given up waiting
 	loss     bool
+	alone    bool // creating: by Init, without asking anyone
 	resolve  bool
 	wait     Time // not before: our own lease to the old master
 	until    Time // promoting: who has not promised by then is left out
@@ -44,22 +45,6 @@ const (
 
 func (k candidacy) String() string {
 	return [...]string{"", "creating", "restarting", "promoting"}[k]
-}
-
-// mayCreate makes the volume when every member is there and says that it has
-// never seen it (rule 1).
-func (r *Replica) mayCreate() {
-	if !r.blank() || r.role != wire.RoleSlave || r.cfg.First != r.cfg.Self || !r.hard.Promised.IsZero() && r.hard.Promised.Server != r.cfg.Self {
-		return
-	}
-	for _, p := range r.peers {
-		if p.greeting == nil || !p.greeting.UUID.IsZero() || p.greeting.Size != r.cfg.Create.Size {
-			return
-		}
-	}
-	base := r.cfg.Create
-	base.Number, base.Epoch, base.InSync = 0, record.Epoch{}, nil
-	r.candidate(&candidate{kind: creating, base: base})
 }
 
 // mayRestart takes a new epoch when the state names this server master.
@@ -378,20 +363,6 @@ func (r *Replica) giveUp() {
 	r.stepDown("no promises in time")
 }
 
-// createSet is every member, blank, or nil.
-func (r *Replica) createSet() []wire.Member {
-	set := []wire.Member{{ID: r.cfg.Self, Incarnation: r.cfg.Incarnation}}
-	for _, p := range r.peers {
-		g := r.c.pledge(p.id)
-		if g == nil || !g.UUID.IsZero() || p.session == 0 {
-			return nil
-		}
-		set = append(set, wire.Member{ID: p.id, Incarnation: g.Incarnation})
-	}
-	slices.SortFunc(set, func(a, b wire.Member) int { return a.ID.Compare(b.ID) })
-	return set
-}
-
 // restartSet is the whole in-sync set but what the operator excluded, or nil
 // while one is missing: a restart gives the master no right to shrink the set.
 func (r *Replica) restartSet() []wire.Member {
@@ -462,7 +433,7 @@ func (r *Replica) promoteSet() []wire.Member {
 	if !c.asserted && !c.loss && !c.resolve && len(c.pledges)+1 < majority(len(c.base.Members)) {
 		return nil
 	}
-	slices.SortFunc(set, func(a, b wire.Member) int { return a.ID.Compare(b.ID) })
+	sortMembers(set)
 	return set
 }
 

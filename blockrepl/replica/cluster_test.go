@@ -39,6 +39,7 @@ type node struct {
 	notes   []string
 	frozen  bool // journal writes are not durable yet
 	waiting []uint64
+	forgot  string
 }
 
 func newCluster(t *testing.T, n int, policy wire.OnDegraded) *cluster {
@@ -72,7 +73,7 @@ func (c *cluster) start(ids ...string) {
 		n := c.node(id)
 		n.up = true
 		n.links = map[record.ServerID]uint64{}
-		s := Saved{Hard: n.hard, First: n.base.Seq + 1, Last: n.base, Table: n.table, Memory: n.memory, Free: 1 << 40}
+		s := Saved{Hard: n.hard, First: n.base.Seq + 1, Last: n.base, Table: n.table, Memory: n.memory, Free: 1 << 40, Forgot: n.forgot}
 		for _, rec := range n.log {
 			s.Last = rec.Pos()
 			s.Sums = append(s.Sums, rec.Sum)

@@ -122,6 +122,10 @@ type Resize struct {
 	Size int64
 }
 
+// Init: the operator creates the volume with this server alone, from what its
+// image holds.
+type Init struct{ ID uint64 }
+
 // Stop: the server is about to stop. With Handover a master first asks a live
 // in-sync slave to take over; Result comes when that is done or hopeless.
 type Stop struct {
@@ -148,4 +152,5 @@ func (Promote) event()        {}
 func (Forget) event()         {}
 func (Resolve) event()        {}
 func (Resize) event()         {}
+func (Init) event()           {}
 func (Stop) event()           {}

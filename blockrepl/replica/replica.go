@@ -176,6 +176,8 @@ func (r *Replica) take(ev Event) {
 		r.resolve(ev)
 	case Resize:
 		r.resize(ev)
+	case Init:
+		r.initialize(ev)
 	case Stop:
 		r.stop(ev)
 	default:
@@ -496,6 +498,8 @@ func (r *Replica) takeFailed(ev Event) {
 	case Resolve:
 		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
 	case Resize:
+		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
+	case Init:
 		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
 	case Stop:
 		r.out.Results = append(r.out.Results, Result{ID: ev.ID})

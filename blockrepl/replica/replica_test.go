@@ -399,3 +399,34 @@ func TestReadOnTheMasterWaitsForWhatASlaveMayHaveAnswered(t *testing.T) {
 	}
 	a.r.commit--
 }
+
+func TestInitCreatesTheVolumeFromOneImageAndResyncsTheOthers(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b")
+	a := c.node("b")
+	if res := a.command(func(id uint64) Event { return Init{ID: id} }); res == nil || res.Err != nil {
+		t.Fatalf("init: %+v", res)
+	}
+	a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+	c.start("c")
+	c.pass(5 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+	if res := c.node("c").command(func(id uint64) Event { return Init{ID: id} }); res == nil || !errors.Is(res.Err, ErrRefused) {
+		t.Fatalf("second init: %+v, want a refusal", res)
+	}
+}
+
+func TestServerWhoseImageHasContentIsNoBlankMember(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	c2 := newCluster(t, 2, wire.Suspend)
+	c2.node("b").forgot = "the image has content"
+	c2.start("a", "b")
+	c.pass(time.Second)
+	c2.pass(time.Second)
+	c.node("a").want(Healthy)
+	c2.node("a").want(Suspended)
+	c2.node("b").want(Diverged)
+}

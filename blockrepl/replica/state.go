@@ -36,8 +36,12 @@ func inSync(s *wire.State, id record.ServerID) bool {
 func with(s wire.State, m wire.Member) wire.State {
 	s.Number++
 	s.InSync = append(dropMember(s.InSync, m.ID), m)
-	slices.SortFunc(s.InSync, func(a, b wire.Member) int { return a.ID.Compare(b.ID) })
+	sortMembers(s.InSync)
 	return s
+}
+
+func sortMembers(set []wire.Member) {
+	slices.SortFunc(set, func(a, b wire.Member) int { return a.ID.Compare(b.ID) })
 }
 
 // without gives the successor of s that lacks id.

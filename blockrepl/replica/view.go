@@ -119,6 +119,8 @@ func (r *Replica) condition() (Condition, string, string) {
 		return FailedHere, r.reason, "repair the disk, then restart this server; or promote another one: blockrepl promote " + name
 	case !r.splitBy.IsZero():
 		return SplitBrain, fmt.Sprintf("this server and %v both went on alone", r.splitBy), "blockrepl resolve " + name + " --keep SERVER"
+	case r.forgot != "" && r.blank():
+		return Diverged, r.forgot, "blockrepl init " + name
 	case r.forgot != "" && r.hard.Resync == nil:
 		return Diverged, r.forgot, fmt.Sprintf("on the master: blockrepl forget %s %v", name, r.cfg.Self)
 	case r.hard.Resync != nil:
