@@ -29,6 +29,7 @@ func (s *Server) AdminHandler() http.Handler {
 	s.command(mux, "resolve", handleResolve)
 	s.command(mux, "resize", handleResize)
 	s.command(mux, "verify", handleVerify)
+	s.command(mux, "init", handleInit)
 	s.query(mux, "journal", streamJournal)
 	s.query(mux, "journal/info", journalInfo)
 	s.query(mux, "journal/verify", journalVerify)

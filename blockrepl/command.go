@@ -62,6 +62,27 @@ type ResizeRequest struct {
 	SizeBytes int64 `json:"size_bytes"`
 }
 
+// InitRequest is the body of POST /v1/volumes/{name}/init, asked of the server
+// whose image the volume shall come from.
+type InitRequest struct {
+	Content string `json:"content"` // InitKeep, InitZero or InitCopy
+	From    string `json:"from"`    // with InitCopy: a path on the server's host
+}
+
+// What a new volume holds.
+const (
+	InitKeep = "keep" // what the image holds now
+	InitZero = "zero" // nothing
+	InitCopy = "copy" // what a file or device holds
+)
+
+// InitReport is its answer.
+type InitReport struct {
+	Volume    string `json:"volume"`
+	Content   string `json:"content"`
+	SizeBytes int64  `json:"size_bytes"`
+}
+
 // VerifyRequest is the body of POST /v1/volumes/{name}/verify: compares this
 // server's image with the master's at a fixed number.
 type VerifyRequest struct {

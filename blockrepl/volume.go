@@ -70,6 +70,9 @@ type Volume struct {
 	sync    syncer
 	answer  answerer
 
+	// initializing is held while an operator's init prepares the image.
+	initializing sync.Mutex
+
 	wg       sync.WaitGroup // all goroutines but the loop
 	loopDone chan struct{}
 	created  chan struct{} // closed by the loop once the volume exists and its size is known
