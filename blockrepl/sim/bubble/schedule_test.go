@@ -1,0 +1,294 @@
+package bubble
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+)
+
+var (
+	schedules = flag.Int("schedules", 30, "how many random schedules run")
+	oneSeed   = flag.Uint64("seed", 0, "the one schedule to run; 0 draws some")
+	showAll   = flag.Bool("trace", false, "a failure shows all that happened")
+)
+
+// refuse hears of an error that a client got for a change. In a random schedule
+// there are none but for a full disk, since an error reply aborts a file system's journal.
+func (w *world) refuse(err error) {
+	if !errors.Is(err, syscall.ENOSPC) {
+		w.errorf("a client was told an error: %v", err)
+	}
+}
+
+// TestSchedules: clients write, read and move while servers, disks and links fail;
+// then everything heals, and every server must hold one disk's worth of bytes.
+func TestSchedules(t *testing.T) {
+	seeds := []uint64{*oneSeed}
+	if *oneSeed == 0 {
+		seeds = nil
+		for range *schedules {
+			seeds = append(seeds, rand.Uint64())
+		}
+	}
+	total := map[string]int{}
+	for _, seed := range seeds {
+		s := &schedule{hits: map[string]int{}}
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 's'))
+			inBubble(t, seed, 1+min(2, rng.IntN(5)), func(w *world) { s.run(w, rng) })
+		})
+		for k, v := range s.hits {
+			total[k] += v
+		}
+		if t.Failed() && *oneSeed == 0 {
+			t.Logf("repeat with -run TestSchedules -seed %d", seed)
+			break
+		}
+	}
+	t.Logf("%d schedules: %v", len(seeds), total)
+}
+
+// schedule is the course of one run.
+type schedule struct {
+	w     *world
+	rng   *rand.Rand
+	op    *operator
+	hits  map[string]int
+	names []string // of the faults that this schedule draws from
+	later sync.WaitGroup
+}
+
+// run goes through the phases: faults, calm, perhaps a power cut of all, the end.
+func (s *schedule) run(w *world, rng *rand.Rand) {
+	s.w, s.rng = w, rng
+	s.op = newOperator(w)
+	s.profile()
+	w.bootAll()
+	stop := make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var clients sync.WaitGroup
+	n := 1
+	if w.volume.Shared {
+		n = 1 + rng.IntN(3)
+	}
+	for i := range n {
+		c := w.client(i, fmt.Sprintf("client%d", i))
+		clients.Go(func() { c.run(stop, ctx) })
+	}
+	if rng.IntN(3) == 0 {
+		c := w.client(9, "stale")
+		c.stale = true
+		clients.Go(func() { c.run(stop, ctx) })
+	}
+	s.faults()
+	s.later.Wait()
+	s.calm()
+	close(stop)
+	s.drain(&clients, cancel)
+	acked, reads := w.history.counts()
+	s.hits["acknowledged"] += acked
+	s.hits["reads"] += reads
+	for _, m := range w.machines {
+		w.readAll(m)
+	}
+	if rng.IntN(2) == 0 {
+		s.hits["power cut of all at the end"]++
+		for _, m := range w.machines {
+			m.process().die(rng.IntN(100), true)
+		}
+		for _, m := range w.machines {
+			m.process().bury()
+		}
+		w.bootAll()
+		s.calm()
+		for _, m := range w.machines {
+			w.readAll(m)
+		}
+	}
+	w.equal()
+}
+
+// profile draws what kind of cluster this is.
+func (s *schedule) profile() {
+	w, r := s.w, s.rng
+	w.volume.Shared = r.IntN(2) == 0
+	if r.IntN(5) == 0 {
+		w.volume.OnDegraded = wire.Continue
+	}
+	if r.IntN(2) == 0 {
+		w.slow = time.Duration(r.Int64N(int64(40 * time.Millisecond)))
+		w.memTable = 4 << 20
+	} else {
+		w.memTable = 128 << 10
+	}
+	if r.IntN(2) == 0 {
+		w.ring = 64 << 10
+	}
+	if r.IntN(3) == 0 {
+		w.volume.Keep = 64 << 10 // absent servers need a resync
+	}
+	w.net.delay = []time.Duration{100 * time.Microsecond, 2 * time.Millisecond, 50 * time.Millisecond}[r.IntN(3)]
+	all := []string{"kill", "power", "kill in a call", "one way", "both ways", "reset", "damage", "promote", "old dead", "forget", "stop", "wall", "journal error", "image error", "power all"}
+	for _, name := range all {
+		if r.IntN(2) == 0 {
+			s.names = append(s.names, name)
+		}
+	}
+	w.tell("servers %d, shared %v, %v, slow %v, memtable %d, keep %d, delay %v, faults %q", len(w.machines), w.volume.Shared,
+		w.volume.OnDegraded, w.slow, w.memTable, w.volume.Keep, w.net.delay, s.names)
+}
+
+func (s *schedule) faults() {
+	time.Sleep(time.Duration(s.rng.Int64N(int64(3 * time.Second))))
+	for range s.rng.IntN(12) {
+		if len(s.names) > 0 {
+			s.fault(s.names[s.rng.IntN(len(s.names))])
+		}
+		time.Sleep(time.Duration(s.rng.ExpFloat64() * float64(1500*time.Millisecond)))
+	}
+}
+
+// back restarts a machine after a while.
+func (s *schedule) back(m *machine) {
+	wait := time.Duration(s.rng.ExpFloat64() * float64(2*time.Second))
+	s.later.Go(func() {
+		p := m.process()
+		<-p.gone
+		p.bury()
+		time.Sleep(wait)
+		s.op.restart(m)
+	})
+}
+
+func (s *schedule) fault(name string) {
+	w, r := s.w, s.rng
+	m := w.machines[r.IntN(len(w.machines))]
+	other := w.machines[r.IntN(len(w.machines))]
+	p := m.process()
+	if p == nil || p.dead() || s.op.held(m) {
+		return
+	}
+	s.hits[name]++
+	w.tell("fault: %s at %s, %s", name, m.name, other.name)
+	switch name {
+	case "kill":
+		s.back(m)
+		p.die(100, false)
+	case "power":
+		s.back(m)
+		p.die(r.IntN(100), r.IntN(2) == 0)
+	case "power all":
+		for _, m := range w.machines {
+			if p := m.process(); p != nil && !p.dead() && !s.op.held(m) {
+				s.back(m)
+				p.die(r.IntN(100), true)
+			}
+		}
+	case "kill in a call":
+		s.back(m)
+		keep := []int{100, 0, r.IntN(100)}[r.IntN(3)]
+		p.disk.arm(&fault{place: []string{"journal", "images", "other"}[r.IntN(3)], after: r.IntN(40), do: func() { p.die(keep, false) }})
+		s.later.Go(func() {
+			time.Sleep(3 * time.Second)
+			p.die(keep, false)
+		})
+	case "one way", "both ways":
+		if other == m {
+			return
+		}
+		w.net.block(m.name, other.name, true)
+		if name == "both ways" {
+			w.net.block(other.name, m.name, true)
+		}
+		wait := time.Duration(r.ExpFloat64() * float64(3*time.Second))
+		s.later.Go(func() {
+			time.Sleep(wait)
+			w.net.block(m.name, other.name, false)
+			w.net.block(other.name, m.name, false)
+		})
+	case "reset":
+		w.net.reset(m.name, other.name)
+	case "damage":
+		w.net.setDamage(0.02)
+		s.later.Go(func() {
+			time.Sleep(time.Second)
+			w.net.setDamage(0)
+		})
+	case "wall":
+		w.tell("the clock on the wall of %s jumps", m.name)
+		m.wall.Store(r.Int64N(int64(2*365*24*time.Hour)) - int64(365*24*time.Hour))
+	case "journal error", "image error":
+		f := &fault{place: "journal", after: r.IntN(30), times: 1 + r.IntN(3), err: syscall.EIO}
+		if name == "image error" {
+			f.place, f.after = "images", r.IntN(10)
+		}
+		if r.IntN(2) == 0 {
+			f.kinds = syncs
+		}
+		p.disk.arm(f)
+		s.back(m)
+		s.later.Go(func() {
+			time.Sleep(4 * time.Second)
+			p.die(100, false) // somebody restarts it
+		})
+	case "promote":
+		s.op.promote(m)
+	case "old dead":
+		s.op.oldDead(m)
+	case "forget":
+		s.op.forget(m, other, r.IntN(3) == 0)
+	case "stop":
+		s.later.Go(func() { s.op.stop(m) })
+	}
+}
+
+// calm ends the faults and has the operator do what status says until all are healthy.
+func (s *schedule) calm() {
+	w := s.w
+	w.tell("calm")
+	w.net.heal()
+	w.net.setDelay(time.Millisecond)
+	for _, m := range w.machines {
+		if p := m.process(); p != nil {
+			p.disk.disarm()
+		}
+	}
+	s.op.finish()
+	w.bootAll()
+	w.await("every server healthy", healthyMax, func() bool {
+		if w.healthy(w.machines...) {
+			return true
+		}
+		s.op.obey()
+		return false
+	})
+}
+
+// drain waits until every request has its answer.
+func (s *schedule) drain(clients *sync.WaitGroup, cancel context.CancelFunc) {
+	done := make(chan struct{})
+	go func() {
+		clients.Wait()
+		close(done)
+	}()
+	t := time.NewTimer(healthyMax)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+		s.w.describe()
+		s.w.errorf("requests have no answer %v after the last fault", healthyMax)
+	}
+	cancel()
+	<-done
+	s.w.await("healthy behind the last write", healthyMax, func() bool { return s.w.healthy(s.w.machines...) })
+}
