@@ -3,6 +3,7 @@ package blockrepl
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -113,7 +114,7 @@ func (c *cluster) kill(i int) {
 	if s == nil {
 		return
 	}
-	if err := s.Close(); err != nil {
+	if err := s.Close(); err != nil && !errors.Is(err, journal.ErrFailed) {
 		c.t.Errorf("Close %d: %v", i, err)
 	}
 }
@@ -184,8 +185,10 @@ func (c *cluster) connectAs(i int, info ClientInfo) *testConn {
 		defer tc.mu.Unlock()
 		tc.aborted = err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	ctx, cancel := context.WithCancel(context.Background())
 	c.t.Cleanup(cancel)
+	late := time.AfterFunc(testTimeout, cancel)
+	defer late.Stop()
 	var err error
 	if tc.Conn, err = c.vol(i).Connect(ctx, info); err != nil {
 		c.t.Fatalf("Connect to %s: %v", c.addrs[i].ID, err)

@@ -70,7 +70,7 @@ func (w *spaceWatch) free(v *Volume) int64 { return w.freeOf(v, map[string]int64
 func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) int64 {
 	free := w.s.journal.Free()
 	if strings.HasPrefix(v.opt.Image, "/dev/") {
-		return free // all of a device is allocated
+		return max(1, free) // all of a device is allocated
 	}
 	dir := filepath.Dir(v.opt.Image)
 	n, asked := byDir[dir]
@@ -82,5 +82,6 @@ func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) int64 {
 		}
 		byDir[dir] = n
 	}
-	return max(0, min(free, n-imageReserve))
+	// One byte is as good as none; zero means unknown in a peer's eyes.
+	return max(1, min(free, n-imageReserve))
 }

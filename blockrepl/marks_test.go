@@ -1,0 +1,187 @@
+package blockrepl
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/journal/record"
+	"pgregory.net/rapid"
+)
+
+func TestMarksRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		byVol := map[record.VolumeID]mark{}
+		for range rapid.IntRange(0, 20).Draw(t, "volumes") {
+			var v record.VolumeID
+			copy(v[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "volume"))
+			byVol[v] = mark{
+				durable:   record.Pos{Seq: record.Seq(rapid.Uint64().Draw(t, "seq")), Sum: rapid.Uint64().Draw(t, "sum")},
+				following: record.Epoch{Counter: rapid.Uint64().Draw(t, "following"), Server: mustID("a")},
+				promised:  record.Epoch{Counter: rapid.Uint64().Draw(t, "promised"), Server: mustID("b")},
+			}
+		}
+		gen := rapid.Uint64().Draw(t, "gen")
+		b := encodeMarks(gen, byVol)
+		gotGen, got, ok := decodeMarks(append(b, make([]byte, 100)...))
+		if !ok || gotGen != gen || len(got) != len(byVol) {
+			t.Fatalf("decode: %v, generation %d, %d entries", ok, gotGen, len(got))
+		}
+		for v, k := range byVol {
+			if got[v] != k {
+				t.Fatalf("volume %s: got %+v, want %+v", v, got[v], k)
+			}
+		}
+		b[rapid.IntRange(0, len(b)-1).Draw(t, "byte")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
+		if _, _, ok := decodeMarks(b); ok {
+			t.Fatal("a flipped bit was not found")
+		}
+	})
+}
+
+func FuzzDecodeMarks(f *testing.F) {
+	f.Add(encodeMarks(1, map[record.VolumeID]mark{{1}: {durable: record.Pos{Seq: 7, Sum: 8}}}))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		gen, byVol, ok := decodeMarks(b)
+		if !ok {
+			return
+		}
+		again, same, ok := decodeMarks(encodeMarks(gen, byVol))
+		if !ok || again != gen || len(same) != len(byVol) {
+			t.Fatalf("decoded marks do not survive a round trip")
+		}
+	})
+}
+
+func TestForgot(t *testing.T) {
+	e := func(n uint64) record.Epoch { return record.Epoch{Counter: n, Server: mustID("a")} }
+	k := mark{durable: record.Pos{Seq: 10, Sum: 100}, following: e(3), promised: e(4)}
+	sum := func(record.Seq) (uint64, bool) { return 100, true }
+	for _, c := range []struct {
+		name string
+		hard replica.Hard
+		last record.Seq
+		sum  uint64
+		want string
+	}{
+		{"as remembered", replica.Hard{Following: e(3), Promised: e(4)}, 10, 100, ""},
+		{"more than remembered", replica.Hard{Following: e(3), Promised: e(5)}, 12, 100, ""},
+		{"shorter", replica.Hard{Following: e(3), Promised: e(4)}, 9, 100, "ends at number 9"},
+		{"another sum", replica.Hard{Following: e(3), Promised: e(4)}, 10, 101, "has sum"},
+		{"cut by a newer epoch", replica.Hard{Following: e(5), Promised: e(5)}, 7, 100, ""},
+		{"an older epoch", replica.Hard{Following: e(2), Promised: e(4)}, 20, 100, "follows epoch 2.a"},
+		{"a lost promise", replica.Hard{Following: e(3), Promised: e(3)}, 10, 100, "promised epoch 3.a"},
+		{"resyncing", replica.Hard{Following: e(3), Promised: e(4), Resync: &replica.ResyncMark{}}, 5, 100, ""},
+	} {
+		sum = func(record.Seq) (uint64, bool) { return c.sum, true }
+		got := k.forgot(&c.hard, record.Pos{Seq: c.last}, sum)
+		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
+		}
+	}
+	if got := (mark{}).forgot(&replica.Hard{}, record.Pos{}, sum); got != "" {
+		t.Errorf("no mark: got %q", got)
+	}
+}
+
+// A journal directory that was restored from an older copy.
+func TestServerWithAnOlderJournalIsNotBelieved(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	r := seeded(t)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	cl.write(0, noise(r, 4096))
+	c.awaitHealthy(0, 1, 2)
+	c.kill(2)
+	data := c.options(2).DataDir
+	old := t.TempDir()
+	if err := os.CopyFS(filepath.Join(old, "journal"), os.DirFS(JournalDir(data))); err != nil {
+		t.Fatal(err)
+	}
+	c.start(2)
+	for range 20 {
+		cl.write(int64(512*r.IntN(100)), noise(r, 4096))
+	}
+	c.awaitHealthy(0, 1, 2)
+	c.kill(2)
+	if err := os.RemoveAll(JournalDir(data)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(JournalDir(data), os.DirFS(filepath.Join(old, "journal"))); err != nil {
+		t.Fatal(err)
+	}
+	c.start(2)
+	c.await(2, "diverged", func(s VolumeStatus) bool { return s.State == StateDiverged })
+	c.await(0, "suspended", func(s VolumeStatus) bool { return s.State == StateSuspended })
+	if err := c.forget(0, "c", false); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitHealthy(0, 1, 2)
+	c.equalImages(0, 1, 2)
+}
+
+// A server alone has no peers that remember; its own marks do.
+func TestOnlyServerNoticesALostJournalEnd(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	r := seeded(t)
+	c.start(0)
+	cl := c.connect(0, "client")
+	cl.write(0, noise(r, 4096))
+	c.kill(0)
+	data := c.options(0).DataDir
+	old := t.TempDir()
+	if err := os.CopyFS(filepath.Join(old, "journal"), os.DirFS(JournalDir(data))); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	cl = c.connect(0, "client")
+	cl.write(0, noise(r, 4096))
+	c.kill(0)
+	if err := os.RemoveAll(JournalDir(data)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(JournalDir(data), os.DirFS(filepath.Join(old, "journal"))); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	c.await(0, "diverged", func(s VolumeStatus) bool { return s.State == StateDiverged && s.Reason != "" })
+}
+
+func TestMissingImageIsResynced(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	r := seeded(t)
+	c.start(0, 1)
+	cl := c.connect(0, "client")
+	cl.write(0, noise(r, 1<<20))
+	c.awaitHealthy(0, 1)
+	c.stop(1, false) // with a checkpoint: the records are not redone
+	if err := os.Remove(c.options(1).DataDir + "/images/vol0.img"); err != nil {
+		t.Fatal(err)
+	}
+	c.start(1)
+	c.await(1, "diverged", func(s VolumeStatus) bool { return s.State == StateDiverged })
+	if err := c.forget(0, "b", true); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitHealthy(0, 1)
+	c.equalImages(0, 1)
+}
+
+func TestImageWithContentIsNotABlankServer(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	dir := filepath.Join(c.options(0).DataDir, "images")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "vol0.img"), append([]byte("precious"), make([]byte, testSize)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	c.await(0, "diverged", func(s VolumeStatus) bool { return s.State == StateDiverged })
+	if st := c.status(0); st.Role == "master" {
+		t.Error("a volume was created over foreign content")
+	}
+}
