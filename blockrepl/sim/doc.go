@@ -1,0 +1,30 @@
+// Package sim tries to break the promises: seeded clusters of replication state
+// machines (package replica) on model disks and a model network, with one heap
+// of events and a virtual clock. Nothing of it is part of the server.
+//
+// # Promise
+//
+// A seed is a schedule: the same seed gives the same events, to the last one, on
+// every machine. There is no goroutine, no clock and no map order in a run.
+//
+// # Shape
+//
+//	Sim      the heap of events, the dice, the ring of what happened last (sim.go)
+//	node     one server: the state machine and a model of the shell around it (node.go)
+//	journal  stores that become durable later, and what a crash leaves (journal.go)
+//	image    page cache, fsync, torn sectors (image.go)
+//	link     sessions in order until cut; some frames may be lost, doubled or
+//	         overtaken (net.go), the sender's cursors (stream.go)
+//	copying  the extents of a resync (resync.go)
+//	client   writes, reads, moves to another server and sends again (client.go)
+//	faults   what goes wrong, each by its name (faults.go)
+//	operator promotes, forgets, stops, by the rules or carelessly (operator.go)
+//	oracle   what must be true at every moment, and at the end (oracle.go)
+//
+// # Values
+//
+// A sector of the model volume is eight bytes, and its value is the number of the
+// request that wrote it, so that a read tells which write it saw. A request's
+// number also stands in the record's time field, which the state machine carries
+// and never looks at: so the oracle knows zeroes and trims, too.
+package sim

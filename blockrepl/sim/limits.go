@@ -1,0 +1,32 @@
+package sim
+
+import "time"
+
+// Bounds of the model. Times are virtual.
+const (
+	sectorBytes = 8
+	sectorsMax  = 64 // of a volume, grown included
+
+	// peerTimeout is replica.Config.PeerTimeout. Shorter than any real one: the
+	// faults come as often as the schedule is long.
+	peerTimeout = 200 * time.Millisecond
+
+	// eventsMax bounds a schedule; beyond it the run fails as one that never ends.
+	eventsMax = 4_000_000
+	// traceMax is how many of the last events are kept for a report, traceShown how
+	// many it shows.
+	traceMax   = 1 << 9
+	traceShown = 60
+	// applyMax, frameMax bound one call of the image and one Append, in records.
+	applyMax = 12
+	frameMax = 6
+	// pendingMax bounds the unanswered requests of a client.
+	pendingMax = 6
+
+	// calmMax is the stated time of liveness: after the last fault, with every
+	// server running and every link possible, and with the operator doing what
+	// status asks for, every server is healthy before it has passed.
+	calmMax = 12 * time.Second
+	// operatorLook is how often the operator looks at status in the calm.
+	operatorLook = 3 * peerTimeout
+)

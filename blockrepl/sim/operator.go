@@ -1,0 +1,257 @@
+package sim
+
+import (
+	"strings"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// operator gives commands. In the time of faults they come at random, but by the
+// rules that a command's own words ask the operator to keep:
+//
+//   - --old-master-dead is said only when the newest mastership's server is dead,
+//     and stays so until the command is answered, and only of a server that is in
+//     the in-sync set;
+//   - forget --force is said to the newest master only, and what was forgotten so
+//     is not promoted until it is in sync again;
+//   - one promotion at a time.
+//
+// In the calm the operator does what status says, and nothing else.
+type operator struct {
+	next    uint64
+	promote uint64 // the promotion under way; 0: none
+	node    *node  // at which
+	dead    *node  // kept down for it
+	until   int64  // no --old-master-dead before: a stop may have asked a slave to take over
+	lossy   bool   // a promotion that may lose was carried out
+	said    [nodesMax]said
+	tried   [nodesMax]int // promotions in the calm
+}
+
+// said is what a node's status has been saying.
+type said struct {
+	next  string
+	looks int
+}
+
+func (o *operator) init(*Sim) {}
+
+// order gives the command of fault f, at n or where it belongs.
+func (o *operator) order(s *Sim, f fault, n *node) {
+	r := s.dice.oper
+	if !n.up || n.dead {
+		return
+	}
+	o.next++
+	switch f {
+	case fPromote:
+		if o.promote != 0 || n.warned && !o.clear(s, n) {
+			return
+		}
+		s.hit(f, n)
+		o.promote, o.node = o.next, n
+		s.tell(n.i, "promote")
+		n.post(replica.Promote{ID: o.next, DryRun: chance(r, 0.1)})
+	case fOldDead:
+		o.oldDead(s, n)
+	case fForget:
+		o.forget(s, n)
+	case fStop:
+		if n.tidy || o.promote != 0 || n.spared > s.now {
+			return
+		}
+		s.hit(f, n)
+		s.tell(n.i, "stop with handover")
+		n.tidy = true
+		n.stops[o.next] = true
+		o.until = s.now + 10*int64(peerTimeout)
+		n.post(replica.Stop{ID: o.next, Handover: true})
+	case fResize:
+		if size := s.truth.size + 1 + r.IntN(4); size <= sectorsMax {
+			s.hit(f, n)
+			s.tell(n.i, "resize to %d sectors", size)
+			n.post(replica.Resize{ID: o.next, Size: int64(size) * sectorBytes})
+		}
+	}
+}
+
+// clear takes a warning back once the server is in sync again.
+func (o *operator) clear(s *Sim, n *node) bool {
+	if s.member(n) {
+		n.warned = false
+	}
+	return !n.warned
+}
+
+// oldDead promotes a member of the in-sync set when the newest master is dead.
+func (o *operator) oldDead(s *Sim, n *node) {
+	st, proposed := s.newest()
+	if o.promote != 0 || s.now < o.until || st.Epoch.IsZero() || !s.member(n) || proposed != nil && proposed.Master != st.Master {
+		return
+	}
+	m := s.nodes[index(st.Master)]
+	if m == n || m.up {
+		return
+	}
+	s.hit(fOldDead, n)
+	o.promote, o.node, o.dead = o.next, n, m
+	m.held = true
+	s.tell(n.i, "promote --old-master-dead (%v)", m.id)
+	n.post(replica.Promote{ID: o.next, OldMasterDead: true})
+}
+
+// forget takes a server out at whoever thinks to be the master.
+func (o *operator) forget(s *Sim, n *node) {
+	r := s.dice.oper
+	if n.rep.Epoch().Server != n.id {
+		return
+	}
+	m := s.nodes[r.IntN(len(s.nodes))]
+	if m == n {
+		return
+	}
+	force := chance(r, 0.4)
+	if force {
+		// Its words: m will not be promoted. So n must be the newest master, and no
+		// promotion may be under way.
+		st, _ := s.newest()
+		if o.promote != 0 || s.now < o.until || st.Master != n.id {
+			return
+		}
+		m.warned = true
+	}
+	s.hit(fForget, n)
+	s.tell(n.i, "forget %v, force %v", m.id, force)
+	n.post(replica.Forget{ID: o.next, Server: m.id, Force: force})
+}
+
+// result hears the answer to a command.
+func (o *operator) result(s *Sim, n *node, r *replica.Result) {
+	s.tell(n.i, "command %d: %v %v", r.ID, r.Err, r.Note)
+	if r.ID == o.promote {
+		if r.Err == nil && r.Note != "" {
+			// A promotion that no majority knows of: whoever it left out is named.
+			for _, m := range s.nodes {
+				if v := n.rep.View(n.now()); !inState(&v.Config, m.id) {
+					m.warned = true
+				}
+			}
+		}
+		o.ended(s)
+	}
+	if n.stops[r.ID] {
+		delete(n.stops, r.ID)
+		s.crash(n, false)
+		s.at(exp(s.dice.oper, peerTimeout), event{what: evStart, n: n.i})
+	}
+}
+
+func (o *operator) ended(s *Sim) {
+	o.promote, o.node = 0, nil
+	if o.dead != nil {
+		o.dead.held = false
+		s.at(0, event{what: evStart, n: o.dead.i})
+		o.dead = nil
+	}
+}
+
+// crashed hears that a server died: nobody will answer its commands.
+func (o *operator) crashed(n *node) {
+	if o.node == n {
+		o.ended(n.s)
+	}
+}
+
+// heard reads a server's log.
+func (o *operator) heard(*Sim, *node, *replica.Note) {}
+
+// act looks at status in the calm and does what it has been saying for a while.
+func (o *operator) act(s *Sim) {
+	s.at(int64(operatorLook), event{what: evOperator})
+	for _, n := range s.nodes {
+		if !n.up {
+			continue
+		}
+		v := n.rep.View(n.now())
+		d := &o.said[n.i]
+		if v.Next == "" || v.Next != d.next {
+			*d = said{next: v.Next}
+			continue
+		}
+		if d.looks++; d.looks < 3 {
+			continue
+		}
+		*d = said{}
+		o.obey(s, n, &v)
+		return // one thing at a time
+	}
+}
+
+// obey does what status says is next.
+func (o *operator) obey(s *Sim, n *node, v *replica.View) {
+	s.tell(n.i, "status: %v, %s; next: %s", v.State, v.Reason, v.Next)
+	o.next++
+	if v.State == replica.FailedHere {
+		s.crash(n, false)
+		s.at(0, event{what: evStart, n: n.i})
+		return
+	}
+	_, command, ok := strings.Cut(v.Next, "blockrepl ")
+	if !ok {
+		return
+	}
+	words := strings.Fields(command)
+	switch words[0] {
+	case "promote":
+		if o.promote != 0 {
+			return
+		}
+		o.promote, o.node = o.next, n
+		// Where those who knew that n is in sync have lost their data, nothing is left
+		// but to accept a loss; the oracle knows that there is none.
+		o.tried[n.i]++
+		dead := s.noMaster()
+		n.post(replica.Promote{ID: o.next, OldMasterDead: dead && (s.member(n) || s.complete(n)), AcceptLoss: dead && s.complete(n) && o.tried[n.i] > 2})
+	case "forget":
+		at := n
+		if strings.HasPrefix(v.Next, "on the master") {
+			at = s.nodes[index(v.Config.Master)]
+		}
+		force := len(words) > 3 && words[3] == "--force"
+		server := record.MustServerID(strings.TrimRight(words[2], ";."))
+		if at.up {
+			at.post(replica.Forget{ID: o.next, Server: server, Force: force || len(s.nodes) == 2})
+		}
+	case "resolve":
+		if !o.lossy {
+			s.fail("no split brain by the rules", "%v: %s", n.id, v.Reason)
+			return
+		}
+		n.post(replica.Resolve{ID: o.next})
+	}
+}
+
+// noMaster reports whether the server that the newest state names master is none.
+func (s *Sim) noMaster() bool {
+	st, _ := s.newest()
+	m := s.nodes[index(st.Master)]
+	return !m.up || m.rep.View(m.now()).Role != wire.RoleMaster
+}
+
+// complete reports whether n holds everything that was committed.
+func (s *Sim) complete(n *node) bool {
+	last := s.truth.last()
+	if n.journal.durable.hard.Resync != nil || last == 0 {
+		return last == 0
+	}
+	rec := n.journal.durable.get(last)
+	return rec != nil && rec.Sum == s.truth.recs[last-1].Sum || n.journal.durable.last == s.truth.recs[last-1].Pos()
+}
+
+// allows reports whether a committed record may be another one now.
+func (o *operator) allows(s *Sim, n *node, q record.Seq, rec *record.Record) bool { return false }
+
+// forked reports whether n follows a mastership that lost by the operator's word.
+func (o *operator) forked(n *node) bool { return false }

@@ -1,0 +1,447 @@
+package sim
+
+import (
+	"math"
+	"runtime/debug"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// truth is the one order of all committed records, as the oracle saw it come
+// about, and what clients were told.
+//
+// Two checks of reads stand beside each other. The first knows the order: a read
+// shows the state after one number, at least that of every write answered before
+// it began. The second knows only what clients saw, and when: no read shows a
+// write that was over before another one began that was answered before the read
+// (the values of a register, as a client of any disk would judge them).
+type truth struct {
+	s     *Sim
+	recs  []*record.Record // number i+1
+	vers  [sectorsMax][]version
+	size  int
+	epoch record.Epoch // of the newest record
+	done  record.Seq   // every write answered so far has a number up to here
+
+	// For each sector: when the newest answered write began; when the last zero was
+	// answered (zeroes look alike).
+	newest [sectorsMax]int64
+	zeroed [sectorsMax]int64
+	zeroes [sectorsMax]int // zeroing requests not answered
+}
+
+// version is a sector's value from a number on.
+type version struct {
+	seq record.Seq
+	val uint64
+}
+
+func stack() string { return string(debug.Stack()) }
+
+func (t *truth) init(s *Sim) {
+	t.s, t.size = s, s.prof.sectors
+	for i := range t.newest {
+		t.newest[i], t.zeroed[i] = -1, -1
+	}
+}
+
+func (t *truth) last() record.Seq { return record.Seq(len(t.recs)) }
+
+// at is a sector's value after number q.
+func (t *truth) at(sector int, q record.Seq) uint64 {
+	v := t.vers[sector]
+	for i := len(v) - 1; i >= 0; i-- {
+		if v[i].seq <= q {
+			return v[i].val
+		}
+	}
+	return 0
+}
+
+// watch looks at a node after its loop, before its effects are carried out but
+// with its Stores written: has it committed something?
+func (s *Sim) watch(n *node) {
+	c := n.rep.Commit()
+	if c == n.seen {
+		return
+	}
+	from := n.seen
+	n.seen = c
+	if c < from {
+		return // a resync begins behind another number
+	}
+	if n.rep.Epoch().Server != n.id {
+		if c > s.truth.last() {
+			s.fail("one order", "slave %v takes %d for committed, the last committed number is %d", n.id, c, s.truth.last())
+		}
+		return
+	}
+	s.truth.commit(n, from, c)
+}
+
+// find gives a node's record although its Store may still be among the effects.
+func (n *node) find(q record.Seq) *record.Record {
+	for i := len(n.eff.Stores) - 1; i >= 0; i-- {
+		recs := n.eff.Stores[i].Records
+		if k := len(recs); k > 0 && recs[0].Seq <= q && q <= recs[k-1].Seq {
+			return recs[q-recs[0].Seq]
+		}
+	}
+	return n.journal.os.get(q)
+}
+
+// commit takes a master's word that everything through c is committed. An old
+// master may still learn that a record was acknowledged everywhere, as long as it
+// is the one that the present mastership holds under that number.
+func (t *truth) commit(n *node, from, c record.Seq) {
+	s := t.s
+	for q := from + 1; q <= c; q++ {
+		rec := n.find(q)
+		if rec == nil {
+			if q >= n.journal.os.first {
+				s.fail("one order", "master %v commits %d and does not have it", n.id, q)
+				return
+			}
+			continue
+		}
+		if q <= t.last() {
+			if t.recs[q-1].Sum != rec.Sum {
+				s.conflict(n, q, rec)
+				return
+			}
+			continue
+		}
+		if rec.Epoch.Less(t.epoch) {
+			s.fail("epochs monotone", "master %v commits %d of epoch %v after epoch %v", n.id, q, rec.Epoch, t.epoch)
+			return
+		}
+		if t.last() > 0 && rec.Prev != t.recs[t.last()-1].Sum {
+			s.conflict(n, q, rec)
+			return
+		}
+		t.append(rec)
+		t.durable(n, rec)
+		if s.failure != nil {
+			return
+		}
+	}
+}
+
+func (t *truth) append(rec *record.Record) {
+	t.recs = append(t.recs, rec)
+	t.epoch = rec.Epoch
+	if rec.Kind == record.KindResize {
+		t.size = min(int(rec.Length/sectorBytes), sectorsMax)
+	}
+	if !rec.Kind.ChangesImage() {
+		return
+	}
+	lo, k := int(rec.Offset/sectorBytes), int(rec.Length/sectorBytes)
+	for i := range k {
+		t.vers[lo+i] = append(t.vers[lo+i], version{rec.Seq, value(rec, i)})
+	}
+	if q := t.s.reqs[rec.Time]; q.seq == 0 {
+		q.seq = rec.Seq
+	}
+}
+
+// durable checks promise 1: a committed record is fsynced on every server of the
+// in-sync set that is durable at the master.
+func (t *truth) durable(n *node, rec *record.Record) {
+	st := &n.journal.durable.hard.State
+	for i := range st.InSync {
+		m := t.s.nodes[index(st.InSync[i].ID)]
+		if m.incarnation != st.InSync[i].Incarnation || m.damaged {
+			continue
+		}
+		d := &m.journal.durable
+		if rec.Seq < d.first && d.hard.Resync == nil && d.last.Seq >= rec.Seq {
+			continue // in its image, and trimmed
+		}
+		got := d.get(rec.Seq)
+		if got == nil || got.Sum != rec.Sum {
+			t.s.fail("durable everywhere", "master %v commits %d (epoch %v) with %v in sync (state %d of %v), whose journal durably ends at %v", n.id, rec.Seq, rec.Epoch, m.id, st.Number, st.Epoch, d.last)
+			return
+		}
+	}
+}
+
+// conflict: a master commits another record under a committed number.
+func (s *Sim) conflict(n *node, q record.Seq, rec *record.Record) {
+	if s.oper.allows(s, n, q, rec) {
+		return
+	}
+	s.fail("nothing is lost", "master %v of epoch %v commits %d as %016x; committed before was %016x of epoch %v", n.id, n.rep.Epoch(), q, rec.Sum, s.truth.recs[min(q, s.truth.last())-1].Sum, s.truth.recs[min(q, s.truth.last())-1].Epoch)
+}
+
+// truncate forgets what a forced promotion lost; what clients were told of it no
+// longer binds.
+func (t *truth) truncate(last record.Seq) {
+	for _, rec := range t.recs[last:] {
+		if rec.Kind.ChangesImage() {
+			t.s.reqs[rec.Time].seq = 0
+		}
+	}
+	t.recs = t.recs[:last]
+	t.epoch = record.Epoch{}
+	if last > 0 {
+		t.epoch = t.recs[last-1].Epoch
+	}
+	t.done = min(t.done, last)
+	for i := range t.vers {
+		v := t.vers[i]
+		for len(v) > 0 && v[len(v)-1].seq > last {
+			v = v[:len(v)-1]
+		}
+		t.vers[i] = v
+		t.newest[i] = -1
+	}
+}
+
+// applying checks promise 3 before a record goes to an image.
+func (s *Sim) applying(n *node, q record.Seq, rec *record.Record) bool {
+	switch {
+	case rec == nil:
+		s.fail("applied is kept", "%v applies %d, which its journal does not hold (%d..%d)", n.id, q, n.journal.os.first, n.journal.os.last.Seq)
+	case q > s.truth.last():
+		s.fail("nothing uncommitted in an image", "%v applies %d, committed is %d", n.id, q, s.truth.last())
+	case s.truth.recs[q-1].Sum != rec.Sum && !s.oper.forked(n):
+		s.fail("nothing uncommitted in an image", "%v applies %d as %016x of epoch %v, committed is %016x of epoch %v", n.id, q, rec.Sum, rec.Epoch, s.truth.recs[q-1].Sum, s.truth.recs[q-1].Epoch)
+	default:
+		if d := n.journal.durable.get(q); (d == nil || d.Sum != rec.Sum) && q >= n.journal.durable.first {
+			s.fail("durable before applied", "%v applies %d, which is not durable in its journal", n.id, q)
+			return false
+		}
+		return true
+	}
+	return false
+}
+
+// storing checks what a node writes: dense numbers, one chain, epochs that never fall.
+func (s *Sim) storing(n *node, st *replica.Store) {
+	last := n.journal.os.last
+	if st.Cut != nil {
+		last = *st.Cut
+		if st.Cut.Seq > n.journal.os.last.Seq {
+			s.fail("numbers dense", "%v cuts to %v above its end %v", n.id, *st.Cut, n.journal.os.last)
+		}
+		if st.Cut.Seq < n.image.seq && n.journal.os.hard.Resync == nil {
+			s.fail("nothing applied is cut", "%v cuts to %d; its image holds %d", n.id, st.Cut.Seq, n.image.seq)
+		}
+	}
+	if st.Reset != nil {
+		last = *st.Reset
+	}
+	for _, rec := range st.Records {
+		if rec.Seq != last.Seq+1 || rec.Prev != last.Sum {
+			s.fail("numbers dense", "%v stores %d with prev %016x behind %v", n.id, rec.Seq, rec.Prev, last)
+			return
+		}
+		last = rec.Pos()
+	}
+	h := st.Hard
+	if h == nil {
+		return
+	}
+	old := &n.journal.os.hard
+	switch {
+	case h.Promised.Less(old.Promised):
+		s.fail("epochs monotone", "%v stores the promise of %v after %v", n.id, h.Promised, old.Promised)
+	case h.Following.Less(old.Following):
+		s.fail("epochs monotone", "%v follows %v after %v", n.id, h.Following, old.Following)
+	case h.Promised.Less(h.Following):
+		s.fail("epochs monotone", "%v follows %v and has promised %v", n.id, h.Following, h.Promised)
+	case h.Checkpoint > n.app.applied && h.Resync == nil && st.Reset == nil:
+		s.fail("checkpoint below applied", "%v stores checkpoint %d, applied is %d", n.id, h.Checkpoint, n.app.applied)
+	}
+	if h.Resync == nil && old.Resync != nil {
+		s.whole(n, "at the end of a resync")
+	}
+}
+
+// trimmed checks that nothing is trimmed which the image does not durably hold.
+func (s *Sim) trimmed(n *node, through record.Seq) {
+	if c := n.journal.os.hard.Checkpoint; through > c {
+		s.fail("the floor", "%v trims through %d, its checkpoint is %d", n.id, through, c)
+	}
+}
+
+// begin notes what a read must see.
+func (t *truth) begin(q *request) {
+	q.floor = t.done
+	q.before = append(q.before, t.newest[q.lo:q.lo+q.n]...)
+}
+
+// completed: a server says that a change is done.
+func (t *truth) completed(n *node, q *request) {
+	if q.seq == 0 {
+		t.s.fail("completed is committed", "%v completes request %d, of which nothing is committed", n.id, q.id)
+		return
+	}
+	if n.image.seq < q.seq && !t.s.oper.forked(n) {
+		t.s.fail("completed is visible", "%v completes request %d, number %d; its image holds %d", n.id, q.id, q.seq, n.image.seq)
+	}
+}
+
+// answered: a client knows the outcome.
+func (t *truth) answered(q *request) {
+	if q.failed {
+		if q.copies == 1 && q.seq != 0 {
+			t.s.fail("refused is not done", "request %d was refused, and is number %d", q.id, q.seq)
+		}
+		if q.kind == reqZero || q.kind == reqTrim {
+			for i := q.lo; i < q.lo+q.n; i++ {
+				t.zeroed[i] = math.MaxInt64 // an earlier copy may still come
+			}
+		}
+		return
+	}
+	if q.changes() {
+		if q.seq == 0 && !t.s.oper.lossy {
+			t.s.fail("completed is committed", "request %d is answered, of which nothing is committed", q.id)
+			return
+		}
+		t.done = max(t.done, q.seq)
+		for i := q.lo; i < q.lo+q.n; i++ {
+			t.newest[i] = max(t.newest[i], q.inv)
+			if q.kind != reqWrite {
+				t.zeroed[i] = max(t.zeroed[i], q.res)
+			}
+		}
+		return
+	}
+	if q.kind == reqStale {
+		return
+	}
+	for i, v := range q.value {
+		if v != 0 {
+			sector := q.lo + i
+			t.newest[sector] = max(t.newest[sector], t.s.reqs[v].inv)
+		}
+	}
+}
+
+// saw judges what a read found in n's image.
+func (t *truth) saw(n *node, q *request) {
+	s := t.s
+	if s.oper.forked(n) {
+		return
+	}
+	p := n.image.seq
+	if q.kind == reqRead && p < q.floor {
+		s.fail("reads see completed writes", "%v read %d at %v shows the state after %d; %d was answered before it began", q.kind, q.id, n.id, p, q.floor)
+		return
+	}
+	if p > t.last() {
+		s.fail("no uncommitted read", "%v read %d at %v shows the state after %d, committed is %d", q.kind, q.id, n.id, p, t.last())
+		return
+	}
+	for i, v := range q.value {
+		sector := q.lo + i
+		if want := t.at(sector, p); v != want {
+			s.fail("one prefix", "%v %d at %v: sector %d is %d, after number %d it is %d", q.kind, q.id, n.id, sector, v, p, want)
+			return
+		}
+		if q.kind == reqRead && t.over(sector, v) < q.before[i] {
+			s.fail("a stale write never wins", "%v %d at %v: sector %d is %d, which was over before a write began that was answered before this read", q.kind, q.id, n.id, sector, v)
+			return
+		}
+	}
+}
+
+// over is when the write of a value was over, as far as clients know.
+func (t *truth) over(sector int, v uint64) int64 {
+	if v != 0 {
+		if q := t.s.reqs[v]; !q.failed {
+			return q.res
+		}
+		return math.MaxInt64 // an earlier copy than the refused one was numbered
+	}
+	// Zeroes look alike: over only if no zeroing request is open.
+	for _, c := range t.s.clients {
+		for _, q := range c.pending {
+			if (q.kind == reqZero || q.kind == reqTrim) && q.lo <= sector && sector < q.lo+q.n {
+				return math.MaxInt64
+			}
+		}
+	}
+	return t.zeroed[sector]
+}
+
+// whole checks a whole image against the replay of its prefix.
+func (s *Sim) whole(n *node, when string) {
+	if s.oper.forked(n) {
+		return
+	}
+	for i := range s.truth.size {
+		if v, want := n.image.val[i], s.truth.at(i, n.image.seq); v != want {
+			s.fail("image is the replay", "%v %s: sector %d is %d, after number %d it is %d", n.id, when, i, v, n.image.seq, want)
+			return
+		}
+	}
+}
+
+// healthy reports whether every server is, and has everything.
+func (s *Sim) healthy() bool {
+	for _, n := range s.nodes {
+		if !n.up || n.app.applied != s.truth.last() || n.app.busy || len(n.in.events) > 0 {
+			return false
+		}
+	}
+	for _, c := range s.clients {
+		if len(c.pending) > 0 {
+			return false
+		}
+	}
+	for _, n := range s.nodes {
+		v := n.rep.View(n.now())
+		if v.State != replica.Healthy || v.Last != s.truth.last() {
+			return false
+		}
+	}
+	return true
+}
+
+// done reports whether the schedule is over.
+func (s *Sim) done() bool {
+	if !s.calm || s.now < s.calmAt+int64(s.prof.wind) {
+		return false
+	}
+	if s.events%64 == 0 && s.healthy() {
+		return true
+	}
+	if s.now > s.calmAt+int64(calmMax) {
+		for _, n := range s.nodes {
+			if !n.up {
+				s.tell(n.i, "is down")
+				continue
+			}
+			v := n.rep.View(n.now())
+			s.tell(n.i, "%v: %s; next: %s", v.State, v.Reason, v.Next)
+			s.tell(n.i, "role %v, epoch %v, state %v", v.Role, v.Epoch, v.Config)
+			s.tell(n.i, "last %v, committed %v, applied %v, durable %v", v.Last, v.Committed, v.Applied, v.Durable)
+			for _, p := range v.Peers {
+				s.tell(n.i, "  peer %v is %v, %s", p.Server, p.State, p.Reason)
+			}
+		}
+		for _, c := range s.clients {
+			s.tell(-1, "client %d: %d pending, connected %v", c.i, len(c.pending), c.conn != nil)
+		}
+		s.fail("liveness", "not healthy %v after the last fault", calmMax)
+	}
+	return false
+}
+
+// final is what must be true at the end.
+func (s *Sim) final() {
+	for _, n := range s.nodes {
+		s.whole(n, "at the end")
+		for q := n.journal.os.first; q <= n.journal.os.last.Seq; q++ {
+			if n.journal.os.get(q).Sum != s.truth.recs[q-1].Sum {
+				s.fail("one order", "%v holds another record %d at the end", n.id, q)
+				return
+			}
+		}
+	}
+}
