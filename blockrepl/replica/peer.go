@@ -162,7 +162,7 @@ func (r *Replica) unlink(p *peer, reason string) {
 func (r *Replica) greeting() *wire.Greeting {
 	return &wire.Greeting{
 		Name: r.cfg.Create.Name, UUID: r.hard.State.UUID, Incarnation: r.cfg.Incarnation,
-		State: r.hard.State, Promised: r.hard.Promised, Following: r.hard.Following,
+		State: r.hard.State, Promised: r.hard.Promised, Following: r.followed,
 		History: slices.Clone(r.hard.History), Last: r.durablePos(), First: r.first,
 		Checkpoint: r.hard.Checkpoint, Applied: r.applied, Committed: r.commit, Role: r.role,
 		Resyncing: r.hard.Resync != nil, Forgot: r.forgot != "", SplitBrain: !r.splitBy.IsZero(),
@@ -241,13 +241,18 @@ func (r *Replica) split(p *peer, g *wire.Greeting) bool {
 // hearMemory takes in what the peer remembers of us and of others (rule 10).
 func (r *Replica) hearMemory(p *peer, g *wire.Greeting) {
 	for _, m := range g.Memory {
-		if m.Server != r.cfg.Self || m.Epoch != r.hard.Following || m.Epoch.IsZero() {
+		if m.Server != r.cfg.Self || m.Incarnation != r.cfg.Incarnation || m.Epoch.Less(r.hard.Following) {
 			continue
 		}
-		if m.Incarnation == r.cfg.Incarnation && m.Durable.Seq > r.last.Seq {
+		if r.hard.Following.Less(m.Epoch) {
+			r.forgets(fmt.Sprintf("server %v remembers this one in epoch %v; the journal follows %v", p.id, m.Epoch, r.hard.Following))
+		} else if m.Durable.Seq > r.last.Seq {
 			r.forgets(fmt.Sprintf("server %v remembers number %d of this server in epoch %v; the journal ends at %d",
 				p.id, m.Durable.Seq, m.Epoch, r.last.Seq))
 		}
+	}
+	if own := g.State.Epoch; own.Server == r.cfg.Self && r.hard.Promised.Less(own) {
+		r.forgets(fmt.Sprintf("server %v knows epoch %v of this server; the journal promised no more than %v", p.id, own, r.hard.Promised))
 	}
 	if r.lacks(g) {
 		r.forgets(fmt.Sprintf("number %d is committed at server %v, with this server in the in-sync set; the journal ends at %d",

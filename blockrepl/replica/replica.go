@@ -22,6 +22,8 @@ type Replica struct {
 	first   record.Seq // lowest number kept
 	last    record.Pos // the journal's end, being stored included
 	durable record.Seq // fsynced here
+	// followed is hard.Following as far as it is fsynced: what others may remember.
+	followed record.Epoch
 	commit  record.Seq
 	applyTo record.Seq // told to the shell
 	applied record.Seq
@@ -73,6 +75,8 @@ type Replica struct {
 type storing struct {
 	id  uint64
 	seq record.Seq // numbers through this are durable; 0: no records
+	// following is Hard.Following in it; zero: no Hard.
+	following record.Epoch
 	act func()
 }
 
@@ -103,6 +107,7 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 		r.marks = append(r.marks, m)
 		r.numbered.apply(m, r.hard.State.Shared)
 	}
+	r.followed = r.hard.Following
 	if r.forgot == "" {
 		r.forgot = r.hard.Forgot
 	}
@@ -331,7 +336,11 @@ func (r *Replica) storeSeq(s Store, seq record.Seq, act func()) {
 	r.storeID++
 	s.ID = r.storeID
 	r.out.Stores = append(r.out.Stores, s)
-	r.storing = append(r.storing, storing{s.ID, seq, act})
+	w := storing{id: s.ID, seq: seq, act: act}
+	if s.Hard != nil {
+		w.following = s.Hard.Following
+	}
+	r.storing = append(r.storing, w)
 }
 
 // saveHard stores the small state whole.
@@ -361,6 +370,9 @@ func (r *Replica) stored(id uint64) {
 		s := r.storing[0]
 		r.storing = r.storing[1:]
 		r.durable = max(r.durable, s.seq)
+		if !s.following.IsZero() {
+			r.followed = s.following
+		}
 		if s.act != nil {
 			s.act()
 		}
