@@ -24,6 +24,11 @@ func (r *Replica) join(p *peer) {
 		r.fenced(p, g.Promised)
 		return
 	}
+	if g.Resyncing && !r.m.serving {
+		// It would read extents that this server's redo has not reached yet.
+		r.setState(p, Probe, "its resync goes on when the master serves")
+		return
+	}
 	if why := r.lostPast(p, g); why != "" {
 		if r.waited(p.id) {
 			r.setState(p, Down, why+"; to resync it: blockrepl forget "+p.id.String())
