@@ -104,6 +104,7 @@ func (r *Replica) detach(a *attachment) {
 	}
 	rec := record.NewState(record.KindMark, mark{Detach: true}.encode())
 	r.route(&Op{Rec: rec, key: opKey{attachment: a.gen}})
+	r.sendForwards()
 }
 
 // submit takes local clients' changes.
@@ -527,7 +528,7 @@ func (r *Replica) forwardAgain() {
 // record is the line).
 func (r *Replica) routeHeld() {
 	held := r.f.held
-	r.f.held = nil
+	r.f.held, r.f.out = nil, nil // what did not leave over an older link is among sent
 	if r.numbering() {
 		r.numberEarly()
 		r.again(r.older(allLinks))

@@ -385,6 +385,25 @@ func TestResolvedSplitBrainIsForgottenOnEveryServer(t *testing.T) {
 	}
 }
 
+// The end of an attachment stayed in the slave's hands until its next forward:
+// the volume was still held, and a slave that became master meanwhile crashed.
+func TestEndOfAnAttachmentAtASlaveFreesTheVolume(t *testing.T) {
+	c := three(t, wire.Suspend)
+	b := c.node("b")
+	conn := b.open("db1", 0)
+	b.mustComplete(b.write(conn, 0, "x"))
+	b.step(Gone{Conn: conn})
+	c.pass(100 * time.Millisecond)
+	if holder := c.node("a").r.Holder(); holder != "" {
+		t.Errorf("%q still holds the volume", holder)
+	}
+	if res := b.command(func(id uint64) Event { return Promote{ID: id} }); res == nil || res.Err != nil {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(time.Second)
+	b.want(Healthy)
+}
+
 // A read on the master saw an older value than a write that had completed at a
 // slave, which was faster in applying it.
 func TestReadOnTheMasterWaitsForWhatASlaveMayHaveAnswered(t *testing.T) {
