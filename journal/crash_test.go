@@ -18,7 +18,7 @@ import (
 
 var (
 	crashSeed  = flag.Uint64("crash.seed", 0, "the one seed of TestNothingAcknowledgedIsLostAtACrash; 0 draws some")
-	crashSeeds = flag.Int("crash.seeds", 12, "how many seeds are drawn")
+	crashSeeds = flag.Int("crash.seeds", 8, "how many seeds are drawn")
 )
 
 // image is what a log should be after a step.
@@ -113,7 +113,7 @@ func (c *crasher) step() {
 	case k < 14:
 		c.cut(&b, &now)
 	case k < 15:
-		pos := record.Pos{Seq: record.Seq(c.rng.Uint64N(1000)), Sum: c.rng.Uint64()}
+		pos := record.Pos{Seq: 1 + record.Seq(c.rng.Uint64N(1000)), Sum: c.rng.Uint64()}
 		b.Reset, now.origin, now.recs = &pos, pos, nil
 	}
 	c.epoch++

@@ -69,9 +69,17 @@
 // after the mark is durable. Records below the mark are ignored; those that a
 // power cut brings back are removed when the log is opened. Flushed tables end at
 // the border of a volume and of the small keys, so that a freed range frees files.
+// Records are never compacted: what is kept is written twice (WAL and table), what
+// is trimmed within a memtable's time once.
+//
+// # Failure
+//
+// At the first call that fails (a write, a sync, a new file) the files are frozen
+// as a crash would leave them, and everything later is refused with ErrFailed; see
+// failStop. Reads go on. Only a new Open makes the journal work again.
 //
 // # Goroutines
 //
-// Open starts one goroutine, the janitor, which calls Excise; Close ends it and
-// pebble's. Methods run in the caller's goroutine.
+// Open starts one goroutine, the janitor, which frees and compacts; Close ends it
+// and pebble's. Methods run in the caller's goroutine.
 package journal

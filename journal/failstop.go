@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -45,6 +46,7 @@ func (f *failStop) check(op, name string, err error) error {
 		return nil
 	}
 	if strings.HasSuffix(name, ".sst") && errors.Is(err, syscall.ENOSPC) {
+		time.Sleep(fullRetry) // pebble tries again at once
 		return err
 	}
 	f.fail(fmt.Errorf("%s %s: %w", op, name, err))

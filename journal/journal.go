@@ -33,9 +33,9 @@ type Journal struct {
 	abandoned bool // pebble panicked; guarded by apply
 	failure   atomic.Pointer[error]
 
-	mu     sync.Mutex // guards logs and closed; no I/O under it except opening a log
+	closed atomic.Bool
+	mu     sync.Mutex // guards logs; no I/O under it except opening a log
 	logs   map[record.VolumeID]*Log
-	closed bool
 
 	janitor janitor
 }
@@ -191,8 +191,8 @@ func (j *Journal) events() *pebble.EventListener {
 func (j *Journal) Log(v record.VolumeID) (*Log, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.closed {
-		return nil, ErrClosed
+	if err := j.usable(); err != nil {
+		return nil, err
 	}
 	if l, ok := j.logs[v]; ok {
 		return l, l.broken()
@@ -211,9 +211,6 @@ func (j *Journal) Log(v record.VolumeID) (*Log, error) {
 
 // Volumes lists the volumes that have a log on disk, in order of their ids.
 func (j *Journal) Volumes() ([]record.VolumeID, error) {
-	if err := j.usable(); err != nil {
-		return nil, err
-	}
 	var out []record.VolumeID
 	err := j.scan([]byte{keyState}, func(k, _ []byte) error {
 		if len(k) == volumeKeyLen {
@@ -230,6 +227,9 @@ func (j *Journal) Volumes() ([]record.VolumeID, error) {
 // DropVolume removes everything of a volume, durable when it returns. A Log of it
 // must not be used any more.
 func (j *Journal) DropVolume(v record.VolumeID) error {
+	if err := j.writable(); err != nil {
+		return fmt.Errorf("drop volume %s: %w", v, err)
+	}
 	j.mu.Lock()
 	delete(j.logs, v)
 	j.mu.Unlock()
@@ -271,12 +271,10 @@ func (j *Journal) Err() error {
 // Close syncs what was written, ends all goroutines and releases the directory. No
 // other method may run or be called after it. A second Close does nothing.
 func (j *Journal) Close() error {
-	j.mu.Lock()
-	if j.closed {
-		j.mu.Unlock()
+	if j.closed.Swap(true) {
 		return nil
 	}
-	j.closed = true
+	j.mu.Lock()
 	logs := j.logs
 	j.logs = nil
 	j.mu.Unlock()
@@ -318,11 +316,9 @@ func (j *Journal) closeDB() error {
 	return errors.Join(j.db.Close(), j.lock.Close(), j.Err())
 }
 
-// usable says whether reads make sense.
+// usable says whether the journal is open.
 func (j *Journal) usable() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.closed {
+	if j.closed.Load() {
 		return ErrClosed
 	}
 	return nil
@@ -331,6 +327,9 @@ func (j *Journal) usable() error {
 // scan calls fn for each key that begins with prefix. Key and value are valid
 // during the call only.
 func (j *Journal) scan(prefix []byte, fn func(k, v []byte) error) error {
+	if err := j.usable(); err != nil {
+		return err
+	}
 	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
 	if err != nil {
 		return err

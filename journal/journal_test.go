@@ -150,6 +150,7 @@ func TestWhatDoesNotFollowIsRefusedAndLeavesNothing(t *testing.T) {
 		"other volume":   {Records: chain(vol2, recs[2].Pos(), 1, 300)},
 		"draft":          {Records: []*record.Record{record.NewZero(0, 1)}},
 		"cut and reset":  {Cut: &Cut{After: recs[1].Pos()}, Reset: &record.Pos{}},
+		"reset nowhere":  {Reset: &record.Pos{Sum: 1}},
 		"cut off":        {Cut: &Cut{After: record.Pos{Seq: 9, Sum: 1}}},
 		"cut elsewhere":  {Cut: &Cut{After: record.Pos{Seq: 2, Sum: 1}}},
 		"meta key empty": {Meta: []MetaOp{{"", []byte("x")}}},
@@ -185,8 +186,8 @@ func TestLargestRecordsAndBatchesAreKept(t *testing.T) {
 		t.Fatal("the payload was compressed; the test wants the largest record")
 	}
 	recs = append(recs, chain(vol1, recs[0].Pos(), 1, 100)...)
-	recs = append(recs, chain(vol1, recs[1].Pos(), 2, record.MaxPayload)...)
-	recs = append(recs, chain(vol1, recs[3].Pos(), 30, 3<<20)...)
+	recs = append(recs, chain(vol1, recs[1].Pos(), 1, record.MaxPayload)...)
+	recs = append(recs, chain(vol1, recs[2].Pos(), 8, 3<<20)...)
 	mustWrite(t, l, Batch{Records: recs[:1]})
 	mustWrite(t, l, Batch{Records: recs[1:], Meta: []MetaOp{{"k", []byte("v")}}})
 	checkHolds(t, l, record.Pos{}, recs)

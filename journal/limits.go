@@ -70,6 +70,9 @@ const (
 	spaceEvery      = 100 * time.Millisecond
 	spaceEveryBytes = 4 << 20
 
+	// fullRetry is how long a flush waits that found no room, before it tries again.
+	fullRetry = 100 * time.Millisecond
+
 	// logEvery is the shortest time between two error lines of pebble in our log;
 	// the ones between are counted.
 	logEvery = time.Second

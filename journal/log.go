@@ -90,6 +90,9 @@ func (l *Log) broken() error {
 
 // Meta gives the value of a key written by a MetaOp, in a new slice.
 func (l *Log) Meta(key string) (value []byte, ok bool, err error) {
+	if err := l.j.usable(); err != nil {
+		return nil, false, err
+	}
 	v, closer, err := l.j.db.Get(nameKey(keyMeta, l.v, key))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, false, nil

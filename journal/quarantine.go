@@ -53,6 +53,9 @@ func (q *quarantineInfo) put(pb *pebble.Batch, v record.VolumeID) error {
 }
 
 func (l *Log) quarantine(name string) (*quarantineInfo, error) {
+	if err := l.j.usable(); err != nil {
+		return nil, err
+	}
 	b, closer, err := l.j.db.Get(nameKey(keyQuarantine, l.v, name))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, fmt.Errorf("quarantine %q of volume %s: %w", name, l.v, ErrNoQuarantine)
@@ -135,6 +138,9 @@ func (l *Log) ReadQuarantine(name string, fn func(*record.Record) error) error {
 func (l *Log) DropQuarantine(name string) error {
 	l.write.Lock()
 	defer l.write.Unlock()
+	if err := l.j.writable(); err != nil {
+		return fmt.Errorf("drop quarantine %q of volume %s: %w", name, l.v, err)
+	}
 	q, err := l.quarantine(name)
 	if err != nil {
 		return err

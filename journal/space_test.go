@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -57,33 +58,32 @@ func TestFullDiskRefusesClientsFirstAndRecovers(t *testing.T) {
 
 // A table that finds no room is tried again later; nothing fails and nothing is lost.
 func TestFlushOntoAFullDiskIsTriedAgain(t *testing.T) {
-	var full atomic.Bool
-	var refused atomic.Int64
-	mem := vfs.NewMem()
-	o := options(t, errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if full.Load() && strings.HasSuffix(op.Path, ".sst") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpRemove {
-			refused.Add(1)
-			if refused.Load() >= 5 {
-				full.Store(false)
+	synctest.Test(t, func(t *testing.T) {
+		var refuse atomic.Int64
+		mem := vfs.NewMem()
+		o := options(t, errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if strings.HasSuffix(op.Path, ".sst") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpRemove && refuse.Add(-1) >= 0 {
+				return syscall.ENOSPC
 			}
-			return syscall.ENOSPC
+			return nil
+		})))
+		o.Logger = nil
+		o.MemTableBytes = 64 << 10
+		j := mustOpen(t, o)
+		l := mustLog(t, j, vol1)
+		refuse.Store(5)
+		recs := chain(vol1, record.Pos{}, 200, 3000)
+		for i := range recs {
+			mustWrite(t, l, Batch{Records: recs[i : i+1]})
 		}
-		return nil
-	})))
-	o.Logger = nil
-	o.MemTableBytes = 64 << 10
-	j := mustOpen(t, o)
-	l := mustLog(t, j, vol1)
-	full.Store(true)
-	recs := chain(vol1, record.Pos{}, 200, 3000)
-	for i := range recs {
-		mustWrite(t, l, Batch{Records: recs[i : i+1]})
-	}
-	if refused.Load() == 0 {
-		t.Fatal("no table was refused")
-	}
-	checkHolds(t, l, record.Pos{}, recs)
-	mustClose(t, j)
-	o.FS = mem
-	checkHolds(t, mustLog(t, mustOpen(t, o), vol1), record.Pos{}, recs)
+		if refuse.Load() >= 0 {
+			t.Fatal("not all tables were refused that should be")
+		}
+		checkHolds(t, l, record.Pos{}, recs)
+		mustClose(t, j)
+		o.FS = mem
+		j = mustOpen(t, o)
+		checkHolds(t, mustLog(t, j, vol1), record.Pos{}, recs)
+		mustClose(t, j)
+	})
 }

@@ -97,6 +97,10 @@ func (l *Log) TrimPoint(keep int64) (record.Seq, error) {
 	for lo < hi {
 		mid := lo + (hi-lo+1)/2
 		_, offset, err := l.positionOrNext(mid)
+		if err != nil && mid < l.First() {
+			lo = mid // trimmed meanwhile
+			continue
+		}
 		if err != nil {
 			return 0, fmt.Errorf("find what may be trimmed of journal of volume %s: %w", l.v, err)
 		}

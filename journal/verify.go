@@ -39,6 +39,9 @@ func (r *Report) note(c *CorruptError) {
 // then with the last number checked. The error is about reading; damage is in the
 // Report.
 func (l *Log) Verify(ctx context.Context, progress func(record.Seq)) (Report, error) {
+	if err := l.j.usable(); err != nil {
+		return Report{}, err
+	}
 	begin, last := l.Begin(), l.Last()
 	rep := Report{First: begin.Seq + 1, Last: last.Seq}
 	if err := l.broken(); err != nil {

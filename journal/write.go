@@ -138,6 +138,9 @@ func checkBatch(b *Batch) error {
 	if b.Cut != nil && b.Reset != nil {
 		return errors.New("a batch with both cut and reset")
 	}
+	if b.Reset != nil && b.Reset.Seq == 0 && b.Reset.Sum != 0 {
+		return fmt.Errorf("reset to %s, the beginning has sum 0", *b.Reset)
+	}
 	if b.Cut != nil && len(b.Cut.Quarantine) > QuarantineNameMax {
 		return fmt.Errorf("quarantine name of %d bytes, at most %d are allowed", len(b.Cut.Quarantine), QuarantineNameMax)
 	}
@@ -321,6 +324,9 @@ func (j *Journal) writable() error {
 	if j.readOnly {
 		return ErrReadOnly
 	}
+	if err := j.usable(); err != nil {
+		return err
+	}
 	return j.Err()
 }
 
@@ -330,7 +336,7 @@ func (j *Journal) writable() error {
 func (j *Journal) commit(pb *pebble.Batch, sync bool) (p *Pending, err error) {
 	j.apply.Lock()
 	defer j.apply.Unlock()
-	if err := j.writable(); err != nil {
+	if err := j.Err(); err != nil { // Close commits too: whoever else comes asked writable
 		return nil, err
 	}
 	defer func() {
