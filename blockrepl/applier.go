@@ -128,6 +128,9 @@ type failure struct {
 // step applies some records from from on, at most through to.
 func (a *applier) step(from, to record.Seq) (last record.Seq, bytes int64, failed *failure) {
 	recs, err := a.v.records(a.recs[:0], from, to, applyRecords, applyBytes)
+	for err != nil && a.v.mender.mend(err) {
+		recs, err = a.v.records(a.recs[:0], from, to, applyRecords, applyBytes)
+	}
 	if err != nil {
 		return 0, 0, &failure{"journal", fmt.Errorf("read record %d to apply it: %w", from, err)}
 	}

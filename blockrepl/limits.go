@@ -106,6 +106,12 @@ const (
 	// after it for all volumes: applying what is committed, the last fsyncs.
 	handoverTimeout = 6 * time.Second
 	drainTimeout    = 3 * time.Second
+	// mendTries bounds how often all other servers are asked for a damaged record,
+	// mendAgain apart; mendWait is how long one may take to answer. Then the volume
+	// fails on this server.
+	mendTries = 10
+	mendAgain = 500 * time.Millisecond
+	mendWait  = 2 * time.Second
 	// smallFileMax bounds identity and marks files, in bytes; larger ones are refused.
 	smallFileMax = 1 << 20
 	// bodyMax bounds the body of a command, in bytes.

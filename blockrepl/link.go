@@ -113,6 +113,10 @@ func (l *link) dispatch(f wire.Frame) {
 		v.answer.ask(l, m)
 	case *wire.ExtentData:
 		v.sync.deliver(l.session, m)
+	case *wire.Fetch:
+		v.mender.lend(l, m)
+	case *wire.Fetched:
+		v.mender.deliver(m)
 	case *wire.Append:
 		v.in.receive(replica.Received{Peer: l.peer.id, Session: l.session, Msg: m}, recordBytes(m.Records))
 	case *wire.Forward:

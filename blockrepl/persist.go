@@ -112,24 +112,54 @@ func loadSaved(l *journal.Log) (replica.Saved, error) {
 	}
 	s.Memory = memory
 	s.First, s.Last, s.Bytes = l.First(), l.Last(), l.Bytes()
-	from := max(s.First, min(s.Table.AsOf, s.Hard.Checkpoint)+1)
-	err = readRecords(l, from, s.Last.Seq, func(rec *record.Record) error {
-		if rec.Seq == from {
-			s.Sums = append(s.Sums, rec.Prev) // number from-1 may be trimmed, and a slave may end there
-		}
-		s.Sums = append(s.Sums, rec.Sum)
-		if rec.Seq > s.Table.AsOf && (rec.Kind == record.KindMark || rec.Kind == record.KindResize) {
-			s.Marks = append(s.Marks, rec)
-		}
-		return nil
-	})
-	if err != nil {
-		return s, fmt.Errorf("read records %d..%d: %w", from, s.Last.Seq, err)
+	if err := loadRecords(l, &s); err != nil {
+		return s, err
 	}
 	if len(s.Sums) == 0 && s.Last.Seq > 0 {
 		s.Sums = []uint64{s.Last.Sum}
 	}
 	return s, nil
+}
+
+// loadRecords reads the sums and marks above checkpoint and table. A damaged
+// record does not stop the server: the one behind it tells its sum, and whoever
+// needs its content asks the other servers for it (mend.go). If it was a mark the
+// table lacks an attachment, which costs a client a reconnect and nothing else:
+// writes of a generation that the table does not know are never numbered.
+func loadRecords(l *journal.Log, s *replica.Saved) error {
+	from := max(s.First, min(s.Table.AsOf, s.Hard.Checkpoint)+1)
+	first, hole := true, false
+	for next := from; next <= s.Last.Seq; {
+		err := readRecords(l, next, s.Last.Seq, func(rec *record.Record) error {
+			if first {
+				s.Sums = append(s.Sums, rec.Prev) // number from-1 may be trimmed, and a slave may end there
+			}
+			if hole {
+				s.Sums[len(s.Sums)-1] = rec.Prev
+			}
+			first, hole = false, false
+			s.Sums = append(s.Sums, rec.Sum)
+			if rec.Seq > s.Table.AsOf && (rec.Kind == record.KindMark || rec.Kind == record.KindResize) {
+				s.Marks = append(s.Marks, rec)
+			}
+			next = rec.Seq + 1
+			return nil
+		})
+		var c *journal.CorruptError
+		if err == nil {
+			break
+		}
+		if !errors.As(err, &c) || c.Seq < next {
+			return fmt.Errorf("read records %d..%d: %w", next, s.Last.Seq, err)
+		}
+		s.Sums = append(s.Sums, 0) // the next record, or the journal's end, says which
+		first, hole = false, true
+		next = c.Seq + 1
+	}
+	if hole {
+		s.Sums[len(s.Sums)-1] = s.Last.Sum
+	}
+	return nil
 }
 
 // readRecords calls fn for the records from..to, however many bytes they are.

@@ -54,6 +54,7 @@ func (v *Volume) Status(ctx context.Context) VolumeStatus {
 		st.Resync = v.sync.status()
 	}
 	st.Counters["resync_bytes"] += v.answer.sent.Load()
+	st.Counters["records_mended"] += v.mender.count()
 	st.Counters["resync_queries_dropped"] += v.answer.dropped.Load()
 	return st
 }

@@ -77,6 +77,8 @@ func messageBytes(msg wire.Message) int64 {
 	switch m := msg.(type) {
 	case *wire.Forward:
 		n += int64(recordBytes(m.Records))
+	case *wire.Fetched:
+		n += int64(recordBytes(m.Records))
 	case *wire.ExtentData:
 		for i := range m.Chunks {
 			n += int64(len(m.Chunks[i].Data)) + 64
@@ -220,6 +222,7 @@ func (l *link) addFrame(w *wire.Writer, c *cursor, at cursor, recs []*record.Rec
 	}
 	recs, err := at.v.records(recs, at.next, at.end, frameRecords, frameBytes)
 	if err != nil {
+		at.v.mender.begin(err)
 		return recs, fmt.Errorf("read records from %d to send them: %w", at.next, err)
 	}
 	commit, floor := record.Seq(at.v.commit.Load()), record.Seq(at.v.floor.Load())

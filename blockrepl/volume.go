@@ -69,6 +69,7 @@ type Volume struct {
 	results results
 	sync    syncer
 	answer  answerer
+	mender  mender
 
 	// initializing is held while an operator's init prepares the image.
 	initializing sync.Mutex
@@ -117,6 +118,7 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 		durable: saved.Last, following: saved.Hard.Following, promised: saved.Hard.Promised,
 	}}
 	v.sync.init(v)
+	v.mender.init(v)
 	v.answer.init(v)
 	v.publish()
 	return v, nil
@@ -193,7 +195,14 @@ func (v *Volume) openImage(saved *replica.Saved) error {
 	case known && img.Created() && saved.Hard.Checkpoint > 0 && saved.Hard.Resync == nil && saved.Forgot == "":
 		saved.Forgot = fmt.Sprintf("the image %s was missing", v.opt.Image)
 	case !known && !img.Blank() && saved.Forgot == "":
-		saved.Forgot = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
+		ok, err := v.wasErased()
+		if err != nil {
+			return errors.Join(err, img.Close())
+		}
+		if ok {
+			return nil
+		}
+		saved.Forgot = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; `blockrepl init` erases it", v.opt.Image)
 	default:
 		return nil
 	}
@@ -394,6 +403,7 @@ func (v *Volume) stop(running bool) {
 	v.clients.abortAll("the server stops")
 	v.sync.stop()
 	v.answer.stop()
+	v.mender.stop()
 	v.in.close()
 	if running {
 		<-v.loopDone

@@ -102,6 +102,8 @@
 //	22 ExtentData     epoch, u64 id, size offset, size length, u64 applied,
 //	                  list(size offset, size length, flag zero, enum codec, blob data) chunks
 //	23 Leaving        text reason, flag failed, flag restart
+//	24 Fetch          u64 seq
+//	25 Fetched        u64 seq, u32 count; records
 //
 // Annotated examples of every frame are in testdata. A state that is kept (in a
 // record's payload, in metadata) has a version byte before it: [AppendState].

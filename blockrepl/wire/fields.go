@@ -219,3 +219,12 @@ func (m *Leaving) fields(c *coder) {
 	c.flag("failed", &m.Failed)
 	c.flag("restart", &m.Restart)
 }
+
+func (m *Fetch) fields(c *coder) {
+	c.seq("seq", &m.Seq)
+}
+
+func (m *Fetched) fields(c *coder) {
+	c.seq("seq", &m.Seq)
+	c.records(&m.Records, record.DecodeNext)
+}

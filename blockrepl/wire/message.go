@@ -60,6 +60,10 @@ func newMessage(t Type) coded {
 		return new(ExtentData)
 	case TypeLeaving:
 		return new(Leaving)
+	case TypeFetch:
+		return new(Fetch)
+	case TypeFetched:
+		return new(Fetched)
 	}
 	return nil
 }

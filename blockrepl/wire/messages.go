@@ -284,6 +284,15 @@ type ExtentData struct {
 	Chunks  []Chunk
 }
 
+// Fetch asks for one record that is damaged in the sender's journal.
+type Fetch struct{ Seq record.Seq }
+
+// Fetched answers Fetch: the record, or none when it is not kept.
+type Fetched struct {
+	Seq     record.Seq
+	Records []*record.Record // at most one
+}
+
 // Leaving says that a server stops taking part, and why, before it closes the link.
 type Leaving struct {
 	Reason  string

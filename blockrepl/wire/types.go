@@ -28,6 +28,8 @@ const (
 	TypeHashQuery     Type = 21
 	TypeExtentData    Type = 22
 	TypeLeaving       Type = 23
+	TypeFetch         Type = 24
+	TypeFetched       Type = 25
 )
 
 func (*Greeting) messageType() Type      { return TypeGreeting }
@@ -53,3 +55,5 @@ func (*Query) messageType() Type         { return TypeQuery }
 func (*HashQuery) messageType() Type     { return TypeHashQuery }
 func (*ExtentData) messageType() Type    { return TypeExtentData }
 func (*Leaving) messageType() Type       { return TypeLeaving }
+func (*Fetch) messageType() Type         { return TypeFetch }
+func (*Fetched) messageType() Type       { return TypeFetched }

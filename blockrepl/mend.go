@@ -1,0 +1,145 @@
+package blockrepl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// Comes from: whoever reads the journal and finds a damaged record. Does: asks
+// the other servers for it, one after the other. Goes to: journal.Replace, which
+// takes only the very record that the chain of sums expects; so nobody decides
+// here what a number means, and a peer that lies changes nothing.
+type mender struct {
+	v      *Volume
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	waiting map[record.Seq]chan *record.Record // capacity 1
+	mended  uint64
+}
+
+func (m *mender) init(v *Volume) {
+	m.v = v
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	m.waiting = map[record.Seq]chan *record.Record{}
+}
+
+// stop ends what is under way; nothing begins after it.
+func (m *mender) stop() {
+	m.cancel()
+	m.wg.Wait()
+}
+
+// mend repairs the record that err says is damaged, and reports whether it did.
+// It waits for other servers, but not for long.
+func (m *mender) mend(err error) bool {
+	var c *journal.CorruptError
+	if !errors.As(err, &c) {
+		return false
+	}
+	m.v.logr.Warn("journal record is damaged; asking the other servers for it", "seq", c.Seq, "err", err)
+	for range mendTries {
+		for _, p := range m.v.s.links.peers {
+			if l := p.cur.Load(); l != nil && m.fetch(l, c.Seq) {
+				return true
+			}
+		}
+		if len(m.v.s.links.peers) == 0 || !sleep(m.ctx, mendAgain) {
+			return false
+		}
+	}
+	return false
+}
+
+// begin mends in the background, for a reader that cannot wait: the writer of the
+// link over which the answer would have to come.
+func (m *mender) begin(err error) {
+	var c *journal.CorruptError
+	if m.ctx.Err() == nil && errors.As(err, &c) {
+		m.wg.Go(func() { m.mend(err) })
+	}
+}
+
+// fetch asks one server.
+func (m *mender) fetch(l *link, seq record.Seq) bool {
+	answer := make(chan *record.Record, 1)
+	m.mu.Lock()
+	if m.waiting[seq] != nil {
+		m.mu.Unlock()
+		return false // somebody asks already
+	}
+	m.waiting[seq] = answer
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		delete(m.waiting, seq)
+		m.mu.Unlock()
+	}()
+	l.out.control(m.v.tag, &wire.Fetch{Seq: seq})
+	timer := time.NewTimer(mendWait)
+	defer timer.Stop()
+	select {
+	case rec := <-answer:
+		return rec != nil && m.replace(l, rec)
+	case <-timer.C:
+	case <-l.done:
+	case <-m.ctx.Done():
+	}
+	return false
+}
+
+func (m *mender) replace(l *link, rec *record.Record) bool {
+	if err := m.v.log.Load().Replace(rec); err != nil {
+		m.v.logr.Warn("another server's record does not mend ours", "peer", l.peer.id.String(), "seq", rec.Seq, "err", err)
+		return false
+	}
+	m.mu.Lock()
+	m.mended++
+	m.mu.Unlock()
+	m.v.logr.Info("damaged journal record was fetched again", "peer", l.peer.id.String(), "seq", rec.Seq)
+	return true
+}
+
+func (m *mender) count() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mended
+}
+
+// deliver takes an answer.
+func (m *mender) deliver(f *wire.Fetched) {
+	m.mu.Lock()
+	answer := m.waiting[f.Seq]
+	m.mu.Unlock()
+	if answer == nil {
+		return
+	}
+	var rec *record.Record
+	if len(f.Records) == 1 && f.Records[0].Seq == f.Seq {
+		rec = f.Records[0]
+	}
+	select {
+	case answer <- rec:
+	default:
+	}
+}
+
+// lend answers another server's Fetch.
+func (m *mender) lend(l *link, f *wire.Fetch) {
+	out := &wire.Fetched{Seq: f.Seq}
+	if recs, err := m.v.records(nil, f.Seq, f.Seq, 1, 0); err == nil && recs[0].Seq == f.Seq {
+		out.Records = recs
+	} else if err != nil {
+		m.v.logr.Info("a record that another server asks for is not here", "peer", l.peer.id.String(), "seq", f.Seq, "err", fmt.Sprint(err))
+	}
+	l.out.control(m.v.tag, out)
+}
