@@ -256,7 +256,11 @@ func (a *attached) answer(o *operation, err error) {
 		c.pending = append(c.pending[:i], c.pending[i+1:]...)
 		if err == nil {
 			c.w.history.end(o, a.p.m.name)
-		} else {
+		}
+		if o.done != nil {
+			o.err = err
+			close(o.done)
+		} else if err != nil {
 			// What an earlier copy did is not known.
 			c.w.tell("client %d: operation %d is refused by %s: %v", c.i, o.id, a.p.m.name, err)
 			c.w.refuse(err)

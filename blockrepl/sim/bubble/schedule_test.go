@@ -44,6 +44,7 @@ func TestSchedules(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 's'))
 			inBubble(t, seed, 1+min(2, rng.IntN(5)), func(w *world) { s.run(w, rng) })
+			s.hits["undecided sectors"] += s.w.history.undecided
 		})
 		for k, v := range s.hits {
 			total[k] += v
