@@ -7,7 +7,7 @@ DATE    := $(shell git log -1 --format=%cs 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-PACKAGES    := nbdkit qemu-utils libnbd-bin python3-libnbd nbd-client fio fuse3 e2fsprogs xfsprogs gnutls-bin
+PACKAGES    := nbdkit qemu-utils libnbd-bin python3-libnbd nbd-client fio fuse3 e2fsprogs xfsprogs gnutls-bin mount iproute2 iptables
 FUZZTIME    ?= 20s
 # One test binary may take this long; all together stay below 15 minutes on two cores.
 TESTTIME    ?= 12m
@@ -30,11 +30,16 @@ test: deps
 	go test -timeout $(TESTTIME) ./...
 
 ## ci: everything that must hold before a change lands
-ci: deps fmt vet lint cross build race
+ci: deps fmt vet lint cross build fuzz race
 
-## deps: the programs that tests talk to (apt, when root) and the Go modules
+## e2e: only the tests with real processes and real clients
+e2e: deps
+	go test -v -timeout $(TESTTIME) ./cmd/blockrepl/e2e
+
+## deps: the programs that tests talk to (apt, when root) and the Go modules;
+## BLOCKREPL_NO_CLIENTS=1 does without them, and the tests then too
 deps:
-	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	@[ -z "$$BLOCKREPL_NO_CLIENTS" ] || exit 0; missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" != 0 ]; then echo "missing:$$missing  (as root: apt-get install$$missing)" >&2; exit 1; \
 	else export DEBIAN_FRONTEND=noninteractive; apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi

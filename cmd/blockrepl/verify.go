@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -23,9 +24,9 @@ EXAMPLES:
 
 EXIT STATUS:
    0 equal (or repaired)   4 they differ   1 an error   3 refused   6 the server does not answer`,
-		Flags: adminFlags(
+		Flags: withTimeout(adminFlags(
 			&cli.BoolFlag{Name: "repair", Usage: "copy what differs from the master"},
-		),
+		), 24*time.Hour),
 		Action: verify,
 	}
 }
