@@ -3,7 +3,13 @@ package blockrepl
 import (
 	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 func TestOneServerKeepsWritesOverRestarts(t *testing.T) {
@@ -98,5 +104,106 @@ func TestDataDirectoryIsLocked(t *testing.T) {
 	}
 	if err := s.Start(t.Context()); !errors.Is(err, ErrInUse) {
 		t.Fatalf("second server on one data directory: got %v, want ErrInUse", err)
+	}
+}
+
+func TestOptionsAreChecked(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	for _, q := range []struct {
+		want   string
+		change func(*Options)
+	}{
+		{"cluster", func(o *Options) { o.Cluster = "" }},
+		{"id", func(o *Options) { o.ID = record.ServerID{} }},
+		{"data", func(o *Options) { o.DataDir = "" }},
+		{"listed twice", func(o *Options) { o.Servers = append(o.Servers, o.Servers[0]) }},
+		{"not in the list", func(o *Options) { o.ID = mustID("z") }},
+		{"listen", func(o *Options) { o.Peers = "" }},
+		{"multiple of 512", func(o *Options) { o.Volumes[0].Size = 1000 }},
+		{"multiple of 512", func(o *Options) { o.Volumes[0].Size = 0 }},
+		{"name", func(o *Options) { o.Volumes[0].Name = "../x" }},
+		{"empty", func(o *Options) { o.Volumes[0].Servers = nil }},
+		{"not in the list", func(o *Options) { o.Volumes[0].Servers = []record.ServerID{mustID("z")} }},
+		{"listed twice", func(o *Options) { o.Volumes = append(o.Volumes, o.Volumes[0]) }},
+		{"also that of", func(o *Options) {
+			v := o.Volumes[0]
+			v.Name, v.Image = "vol1", "/x"
+			w := v
+			w.Name = "vol2"
+			o.Volumes = append(o.Volumes, v, w)
+		}},
+	} {
+		o := c.options(0)
+		q.change(&o)
+		if _, err := NewServer(o); err == nil || !strings.Contains(err.Error(), q.want) {
+			t.Errorf("want an error about %q, got %v", q.want, err)
+		}
+	}
+}
+
+func TestDataOfAnotherServerIsRefused(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(0)
+	c.kill(0)
+	for _, change := range []func(*Options){
+		func(o *Options) { o.ID = c.addrs[1].ID; o.Peers = c.addrs[1].Addr },
+		func(o *Options) { o.Cluster = "other" },
+	} {
+		o := c.options(0)
+		change(&o)
+		s, err := NewServer(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Start(t.Context()); !errors.Is(err, ErrIdentity) {
+			t.Errorf("got %v, want ErrIdentity", err)
+		}
+	}
+	path := filepath.Join(c.options(0).DataDir, "identity")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.Replace(b, []byte(`"incarnation": "`), []byte(`"incarnation": "0`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewServer(c.options(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); !errors.Is(err, ErrIdentity) {
+		t.Errorf("damaged identity: got %v, want ErrIdentity", err)
+	}
+}
+
+func TestStopMayBeCalledAgainAndAtOnce(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	ends := make(chan error, 64)
+	for n := range 64 {
+		go func() { ends <- cl.change(OpWrite, int64(n*4096), bytes.Repeat([]byte("x"), 4096), 0) }()
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		for _, s := range c.servers {
+			wg.Go(func() {
+				if err := s.Stop(t.Context(), true); err != nil {
+					t.Errorf("Stop: %v", err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for range 64 {
+		if err := <-ends; err != nil && !errors.Is(err, ErrAborted) {
+			t.Errorf("write during a stop: got %v, want nil or ErrAborted", err)
+		}
+	}
+	if _, err := c.vol(0).Connect(t.Context(), ClientInfo{}); !errors.Is(err, ErrStopped) {
+		t.Errorf("Connect after Stop: got %v, want ErrStopped", err)
+	}
+	if s, err := NewServer(c.options(0)); err != nil || s.Close() != nil {
+		t.Errorf("closing a server that was never started: %v", err)
 	}
 }

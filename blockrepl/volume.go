@@ -195,14 +195,7 @@ func (v *Volume) openImage(saved *replica.Saved) error {
 	case known && img.Created() && saved.Hard.Checkpoint > 0 && saved.Hard.Resync == nil && saved.Forgot == "":
 		saved.Forgot = fmt.Sprintf("the image %s was missing", v.opt.Image)
 	case !known && !img.Blank() && saved.Forgot == "":
-		ok, err := v.wasErased()
-		if err != nil {
-			return errors.Join(err, img.Close())
-		}
-		if ok {
-			return nil
-		}
-		saved.Forgot = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; `blockrepl init` erases it", v.opt.Image)
+		saved.Forgot = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
 	default:
 		return nil
 	}

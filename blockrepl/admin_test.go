@@ -1,0 +1,154 @@
+package blockrepl
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// ask sends a request to a server's admin handler and decodes the answer.
+func ask[T any](t *testing.T, s *Server, method, path, body string) (T, int) {
+	t.Helper()
+	rec := httptest.NewRecorder()
+	s.AdminHandler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body)))
+	var out T
+	if err := json.Unmarshal(rec.Body.Bytes(), &out); err != nil {
+		t.Fatalf("%s %s answered %d %q: %v", method, path, rec.Code, rec.Body, err)
+	}
+	return out, rec.Code
+}
+
+func TestStatusSaysWhereEverybodyIs(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "db1")
+	for n := range 10 {
+		cl.write(int64(n*4096), bytes.Repeat([]byte("x"), 4096))
+	}
+	c.awaitHealthy(0, 1, 2)
+	st, code := ask[Status](t, c.servers[0], "GET", "/v1/status", "")
+	if code != http.StatusOK || st.Cluster != "lab" || st.Server != "a" || len(st.Volumes) != 1 {
+		t.Fatalf("status %d: %+v", code, st)
+	}
+	v := st.Volumes[0]
+	if v.Role != "master" || v.Epoch != "1.a" || v.Last < 11 || v.Committed != v.Last || v.Holder != "db1" || v.Master != "a" ||
+		strings.Join(v.InSync, "") != "abc" || v.SizeBytes != testSize || v.JournalBytes == 0 || v.OnDegraded != "suspend" {
+		t.Errorf("volume: %+v", v)
+	}
+	if len(v.Clients) != 1 || v.Clients[0].Identity != "db1" || v.Clients[0].Writes != 10 {
+		t.Errorf("clients: %+v", v.Clients)
+	}
+	if len(v.Peers) != 2 || v.Peers[0].Server != "b" || v.Peers[0].State != "live" || !v.Peers[0].InSync {
+		t.Errorf("peers: %+v", v.Peers)
+	}
+}
+
+func TestJournalEndpointListsRecords(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	cl := c.connect(0, "client")
+	p := bytes.Repeat([]byte("abc"), 1000)
+	cl.write(512, p)
+	cl.write(0, make([]byte, 4096))
+	rec := httptest.NewRecorder()
+	c.servers[0].AdminHandler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), "GET", "/v1/volumes/vol0/journal?data=1", nil))
+	var kinds []string
+	for lines := bufio.NewScanner(rec.Body); lines.Scan(); {
+		var j JournalRecord
+		if err := json.Unmarshal(lines.Bytes(), &j); err != nil {
+			t.Fatalf("%q: %v", lines.Text(), err)
+		}
+		kinds = append(kinds, j.Kind)
+		if int(j.Seq) != len(kinds) {
+			t.Errorf("line %d is record %d", len(kinds), j.Seq)
+		}
+		if j.Kind == "write" && (!bytes.Equal(j.Data, p) || j.Offset != 512 || j.Length != 3000 || j.Codec != "s2" || j.StoredBytes >= 3000) {
+			t.Errorf("write: %+v", j)
+		}
+	}
+	if got := strings.Join(kinds, " "); got != "epoch mark write zero" {
+		t.Errorf("kinds: %s", got)
+	}
+	info, _ := ask[JournalInfo](t, c.servers[0], "GET", "/v1/volumes/vol0/journal/info", "")
+	if info.First != 1 || info.Last != 4 {
+		t.Errorf("info: %+v", info)
+	}
+	rep, _ := ask[JournalVerify](t, c.servers[0], "GET", "/v1/volumes/vol0/journal/verify", "")
+	if rep.Records != 4 || rep.Damaged != 0 {
+		t.Errorf("verify: %+v", rep)
+	}
+	for path, want := range map[string]int{
+		"/v1/volumes/none/journal":               http.StatusNotFound,
+		"/v1/volumes/vol0/journal?from=99":       http.StatusOK,
+		"/v1/volumes/vol0/journal?from=x":        http.StatusBadRequest,
+		"/v1/volumes/vol0/journal?quarantine=q1": http.StatusNotFound,
+	} {
+		rec := httptest.NewRecorder()
+		c.servers[0].AdminHandler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), "GET", path, nil))
+		if rec.Code != want {
+			t.Errorf("GET %s: got %d %s, want %d", path, rec.Code, rec.Body, want)
+		}
+	}
+}
+
+func TestCommandsAreAnsweredOrRefusedWithTheWayOut(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.start(0, 1, 2)
+	c.connect(0, "client").write(0, []byte("x"))
+	c.awaitHealthy(0, 1, 2)
+	dry, code := ask[PromoteReport](t, c.servers[1], "POST", "/v1/volumes/vol0/promote", `{"dry_run":true}`)
+	if code != http.StatusOK || !dry.Allowed || !dry.Graceful || dry.Candidate != "b" || len(dry.Servers) != 3 {
+		t.Errorf("dry run %d: %+v", code, dry)
+	}
+	for _, q := range []struct{ server, path, body, code string }{
+		{"0", "promote", `{}`, "refused"},
+		{"0", "promote", `{"no_such_key":1}`, "bad-request"},
+		{"1", "forget", `{"server":"c"}`, "refused"},
+		{"0", "forget", `{"server":"NO ID"}`, "bad-request"},
+		{"0", "forget", `{"server":"a"}`, "refused"},
+		{"0", "resolve", `{"keep":"b"}`, "bad-request"},
+		{"0", "resolve", `{"keep":"a"}`, "refused"},
+		{"0", "resize", `{"size_bytes":1000}`, "bad-request"},
+		{"0", "resize", `{"size_bytes":512}`, "refused"},
+		{"0", "verify", `{}`, "refused"},
+	} {
+		e, status := ask[CommandError](t, c.servers[q.server[0]-'0'], "POST", "/v1/volumes/vol0/"+q.path, q.body)
+		if e.Code != q.code || e.Error == "" || status < 400 {
+			t.Errorf("%s %s at %s: got %d %+v, want code %s", q.path, q.body, q.server, status, e, q.code)
+		}
+	}
+	c.kill(0)
+	rep, _ := ask[PromoteReport](t, c.servers[1], "POST", "/v1/volumes/vol0/promote", `{"dry_run":true}`)
+	if rep.Graceful || len(rep.Servers) != 3 {
+		t.Errorf("dry run without the master: %+v", rep)
+	}
+	done, code := ask[PromoteReport](t, c.servers[1], "POST", "/v1/volumes/vol0/promote", `{"old_master_dead":true}`)
+	if code != http.StatusOK || !done.Allowed || done.Epoch == "" {
+		t.Errorf("promote %d: %+v", code, done)
+	}
+}
+
+func TestMetricsAndEvents(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	c.connect(0, "client").write(0, []byte("x"))
+	rec := httptest.NewRecorder()
+	c.servers[0].AdminHandler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	for _, want := range []string{
+		`blockrepl_volume_state{state="healthy",volume="vol0"} 1`,
+		`blockrepl_volume_master{volume="vol0"} 1`,
+		`blockrepl_volume_number{volume="vol0",what="last"} 3`,
+	} {
+		if !strings.Contains(rec.Body.String(), want) {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+	events, _ := ask[[]StateChange](t, c.servers[0], "GET", "/v1/events", "")
+	if len(events) == 0 || events[0].Volume != "vol0" || events[0].Text == "" {
+		t.Errorf("events: %+v", events)
+	}
+}

@@ -1,0 +1,214 @@
+package blockrepl
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// testKeys is a small authority for servers' certificates.
+type testKeys struct {
+	t    *testing.T
+	ca   *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}
+
+func newTestKeys(t *testing.T) *testKeys {
+	t.Helper()
+	k := &testKeys{t: t, pool: x509.NewCertPool()}
+	var err error
+	if k.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &k.key.PublicKey, k.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.ca, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	k.pool.AddCert(k.ca)
+	return k
+}
+
+// config is the mutual TLS of the server with the given name in its certificate.
+func (k *testKeys) config(name string) *tls.Config {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, k.ca, &key.PublicKey, k.key)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: k.pool, ClientCAs: k.pool, ClientAuth: tls.RequireAndVerifyClientCert,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+}
+
+func TestServersSpeakTLS(t *testing.T) {
+	keys := newTestKeys(t)
+	c := newCluster(t, 3, nil)
+	c.change = func(o *Options) { o.TLS = keys.config(o.ID.String()) }
+	c.start(0, 1, 2)
+	cl := c.connect(1, "client")
+	p := bytes.Repeat([]byte("x"), 1<<20)
+	cl.write(0, p)
+	cl.wantRead(0, p)
+	c.awaitHealthy(0, 1, 2)
+}
+
+func TestCertificateOfAnotherServerIsRefused(t *testing.T) {
+	keys := newTestKeys(t)
+	c := newCluster(t, 2, nil)
+	c.change = func(o *Options) {
+		o.TLS = keys.config(o.ID.String())
+		if o.ID == mustID("b") {
+			o.TLS = keys.config("c")
+		}
+	}
+	c.start(0, 1)
+	c.await(0, "without b", func(s VolumeStatus) bool { return s.Peers[0].State == "down" && s.State == StateSuspended })
+	if l := c.servers[0].links.peers[mustID("b")].cur.Load(); l != nil {
+		t.Error("a link came about with the certificate of another server")
+	}
+}
+
+// hostile opens a connection to server i's door for peers and does the handshake
+// as server id.
+func (c *cluster) hostile(i int, id string) net.Conn {
+	c.t.Helper()
+	conn, err := net.Dial("tcp", c.addrs[i].Addr)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(testTimeout)); err != nil {
+		c.t.Fatal(err)
+	}
+	side := wire.Side{Known: []record.ServerID{c.addrs[i].ID}, Hello: wire.Hello{VersionMin: wire.OldestVersion, VersionMax: wire.Version,
+		Server: mustID(id), Incarnation: record.Incarnation{1}, Nonce: wire.Nonce{1}, Cluster: "lab"}}
+	if _, _, err := wire.Dial(conn, &side); err != nil {
+		c.t.Fatal(err)
+	}
+	return conn
+}
+
+// closed waits until the other side closes the connection.
+func closed(t *testing.T, conn net.Conn) {
+	t.Helper()
+	for {
+		if _, err := conn.Read(make([]byte, 1<<16)); err != nil {
+			if ne, ok := err.(net.Error); ok && ne.Timeout() {
+				t.Fatal("the link stayed open")
+			}
+			return
+		}
+	}
+}
+
+func TestGarbageClosesTheLinkWithTheReason(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(1)
+	conn := c.hostile(1, "a")
+	if _, err := conn.Write(bytes.Repeat([]byte("no frame"), 100)); err != nil {
+		t.Fatal(err)
+	}
+	closed(t, conn)
+	st := c.await(1, "the reason", func(s VolumeStatus) bool { return strings.Contains(s.Peers[0].Reason, "corrupt") })
+	if st.Peers[0].State != "down" {
+		t.Errorf("peer: %+v", st.Peers[0])
+	}
+}
+
+func TestDuplicateIDIsRefused(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	conn := c.hostile(1, "a")
+	closed(t, conn)
+	c.awaitHealthy(0, 1)
+	c.connect(0, "client").write(0, []byte("still well"))
+}
+
+func TestForeignClusterIsRefused(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.change = func(o *Options) {
+		if o.ID == mustID("b") {
+			o.Cluster = "other"
+		}
+	}
+	c.start(0, 1)
+	p := c.servers[0].links.peers[mustID("b")]
+	c.await(0, "refused", func(VolumeStatus) bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return strings.Contains(p.trouble, "does not agree")
+	})
+}
+
+func TestSilentLinkIsClosed(t *testing.T) {
+	c := newCluster(t, 2, func(o *Options) { o.PeerTimeout = 200 * time.Millisecond })
+	c.start(1)
+	conn := c.hostile(1, "a")
+	closed(t, conn)
+	c.await(1, "closed for silence", func(s VolumeStatus) bool { return strings.Contains(s.Peers[0].Reason, "heard") })
+}
+
+type flakyConn struct {
+	net.Conn
+	left int
+}
+
+func (c *flakyConn) Write(p []byte) (int, error) {
+	if c.left -= len(p); c.left < 0 {
+		c.Conn.Close()
+	}
+	return c.Conn.Write(p)
+}
+
+func TestLinksThatBreakLoseNothing(t *testing.T) {
+	r := seeded(t)
+	c := newCluster(t, 3, nil)
+	c.change = func(o *Options) { o.Net = &breaking{} }
+	c.start(0, 1, 2)
+	cl := c.connect(1, "client")
+	want := make([]byte, 1<<20)
+	for range 300 {
+		p := noise(r, 512*(1+r.IntN(16)))
+		off := r.IntN(len(want) - len(p))
+		cl.write(int64(off), p)
+		copy(want[off:], p)
+	}
+	cl.wantRead(0, want)
+	c.equalImages(0, 1, 2)
+}
+
+// breaking closes each dialled connection after 300 KiB were written to it.
+type breaking struct{ tcpNet }
+
+func (b *breaking) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	conn, err := b.tcpNet.Dial(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &flakyConn{conn, 300 << 10}, nil
+}
