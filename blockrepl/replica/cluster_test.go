@@ -40,6 +40,7 @@ type node struct {
 	frozen  bool // journal writes are not durable yet
 	waiting []uint64
 	forgot  string
+	aside   []*record.Record
 }
 
 func newCluster(t *testing.T, n int, policy wire.OnDegraded) *cluster {
@@ -223,11 +224,12 @@ func (n *node) carryOut(e *Effects) {
 
 func (n *node) storeOne(s Store) {
 	n.later(func() {
+		if s.Cut != nil {
+			n.aside = append(n.aside, n.log[s.Cut.Seq-n.base.Seq:]...)
+			n.log = n.log[:s.Cut.Seq-n.base.Seq]
+		}
 		if s.Reset != nil {
 			n.log, n.base = nil, *s.Reset
-		}
-		if s.Cut != nil {
-			n.log = n.log[:s.Cut.Seq-n.base.Seq]
 		}
 		n.log = append(n.log, s.Records...)
 		if s.Hard != nil {

@@ -52,7 +52,7 @@ func (e *Effects) Reset() {
 	}
 }
 
-// Store is one atomic journal batch: first Cut or Reset, then the Records, with
+// Store is one atomic journal batch: first Cut, then Reset, then the Records, with
 // the metadata that is not nil.
 type Store struct {
 	ID      uint64 // ascending by one

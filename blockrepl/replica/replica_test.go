@@ -342,6 +342,9 @@ func TestSplitBrainIsNamedAndResolved(t *testing.T) {
 	c.pass(10 * time.Second)
 	a.want(Healthy)
 	b.want(Healthy)
+	if len(b.aside) == 0 {
+		t.Error("the loser's records were dropped, not set aside")
+	}
 	if a.r.View(c.now).Role != wire.RoleMaster {
 		t.Fatal("a is not the master after resolve --keep a")
 	}

@@ -55,7 +55,7 @@ func (r *Replica) onJoin(p *peer, j *wire.Join) {
 			r.send(p, &wire.Joined{Epoch: j.Epoch, Reason: err.Error(), Last: r.last})
 			return
 		}
-		r.follow(p, j)
+		r.followAnew(p, j)
 		return
 	}
 	session, last := p.session, r.last
@@ -68,7 +68,28 @@ func (r *Replica) onJoin(p *peer, j *wire.Join) {
 				Reason: fmt.Sprintf("its record %d has another sum", j.Match.Seq)})
 			return
 		}
-		r.follow(p, j)
+		r.follow(p, j, nil)
+	})
+}
+
+// followAnew follows an epoch by a resync. Records that the master's history does
+// not have are set aside before the journal begins anew: somebody may miss them.
+func (r *Replica) followAnew(p *peer, j *wire.Join) {
+	at := max(common(r.hard.History, r.last.Seq, j.History, j.Last), r.first-1)
+	if r.blank() || r.hard.Resync != nil || at >= r.last.Seq {
+		r.follow(p, j, nil)
+		return
+	}
+	session, last := p.session, r.last
+	r.sumAt(at, func(pos record.Pos, ok bool) {
+		switch {
+		case p.session != session || r.last != last || r.joinRefusal(p, j) != "":
+		case !ok:
+			r.follow(p, j, nil)
+		default:
+			r.warn("records that the master does not have are set aside", "first", uint64(at+1), "last", uint64(last.Seq), "epoch", j.Epoch.String())
+			r.follow(p, j, &pos)
+		}
 	})
 }
 
@@ -107,8 +128,9 @@ func (r *Replica) maybeApplied(h []wire.EpochStart) record.Seq {
 	return r.applyTo
 }
 
-// follow carries out a Join.
-func (r *Replica) follow(p *peer, j *wire.Join) {
+// follow carries out a Join. aside is where the tail begins that is set aside
+// before a resync, nil when there is none.
+func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 	if r.role != wire.RoleSlave {
 		r.stepDown(fmt.Sprintf("server %v leads epoch %v", p.id, j.Epoch))
 	}
@@ -132,7 +154,7 @@ func (r *Replica) follow(p *peer, j *wire.Join) {
 	case j.Resync:
 		t, _ := decodeTable(j.Table) // checked by onJoin
 		r.beginResync(j.Match, t)
-		s.Reset = &j.Match
+		s.Cut, s.Reset = aside, &j.Match
 		t = r.table.clone()
 		s.Table = &t
 	case r.last.Seq > j.Match.Seq:
