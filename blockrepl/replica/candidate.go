@@ -156,6 +156,10 @@ func (r *Replica) onPrepare(p *peer, q *wire.Prepare) {
 		r.note("promised", "epoch", q.Epoch.String(), "to", p.id.String())
 	}
 	session := p.session
+	if mutated("promise before it is fsynced") {
+		r.send(p, &wire.Promise{Epoch: q.Epoch, OK: true, Greeting: *r.greeting()})
+		return
+	}
 	r.saveHard(func() {
 		if p.session == session && r.hard.Promised == q.Epoch {
 			r.send(p, &wire.Promise{Epoch: q.Epoch, OK: true, Greeting: *r.greeting()})
@@ -168,6 +172,8 @@ func (r *Replica) refusal(p *peer, q *wire.Prepare) string {
 	switch {
 	case q.Epoch.Server != p.id:
 		return fmt.Sprintf("epoch %v is not %v's to take", q.Epoch, p.id)
+	case mutated("promise an older epoch") && q.Epoch.Less(r.hard.Promised):
+		return ""
 	case q.Epoch.Less(r.hard.Promised):
 		return fmt.Sprintf("epoch %v is promised already", r.hard.Promised)
 	case q.Epoch.Counter == r.hard.Promised.Counter && q.Epoch != r.hard.Promised:
@@ -184,7 +190,7 @@ func (r *Replica) refusal(p *peer, q *wire.Prepare) string {
 		return "split brain: resolve it first"
 	case q.State.Epoch.Less(r.hard.State.Epoch) && !q.Loss:
 		return fmt.Sprintf("epoch %v has begun since the candidate's %v", r.hard.State.Epoch, q.State.Epoch)
-	case newer(&r.hard.State, &q.State) && !inSync(&r.hard.State, p.id) && !q.Loss:
+	case newer(&r.hard.State, &q.State) && !inSync(&r.hard.State, p.id) && !q.Loss && !mutated("promote a server that is not in sync"):
 		return fmt.Sprintf("state %d of epoch %v excludes it", r.hard.State.Number, r.hard.State.Epoch)
 	}
 	return ""
@@ -219,7 +225,7 @@ func (r *Replica) newBase(st *wire.State) {
 	if c.resolve || !newer(st, &c.base) {
 		return
 	}
-	if !inSync(st, r.cfg.Self) && !c.loss {
+	if !inSync(st, r.cfg.Self) && !c.loss && !mutated("promote a server that is not in sync") {
 		r.stepDown(fmt.Sprintf("state %d of epoch %v excludes this server", st.Number, st.Epoch))
 		return
 	}
@@ -277,7 +283,7 @@ func (r *Replica) counts(id record.ServerID) bool {
 		return false
 	}
 	m, ok := member(&r.c.base, id)
-	return ok && m.Incarnation == g.Incarnation && !g.Resyncing && r.amnesia(g, id) == ""
+	return ok && (m.Incarnation == g.Incarnation || mutated("believe another incarnation")) && !g.Resyncing && r.amnesia(g, id) == ""
 }
 
 // tryElect begins the epoch when enough promises are there.
@@ -381,13 +387,13 @@ func (r *Replica) restartSet() []wire.Member {
 	}
 	for _, m := range c.base.InSync {
 		switch {
-		case m.ID == r.cfg.Self, r.counts(m.ID):
+		case m.ID == r.cfg.Self, r.counts(m.ID), mutated("restart without promises"):
 			set = append(set, m)
 		case !contains(c.exclude, m.ID):
 			return nil
 		}
 	}
-	if pledged < majority(len(c.base.Members)) && !c.base.Forced && len(c.exclude) == 0 {
+	if pledged < majority(len(c.base.Members)) && !mutated("restart without promises") && !c.base.Forced && len(c.exclude) == 0 {
 		return nil
 	}
 	return set
@@ -406,11 +412,11 @@ func (r *Replica) allGreeted() bool {
 // a link did, or the time is over.
 func (r *Replica) promoteSet() []wire.Member {
 	c := r.c
-	if !inSync(&c.base, r.cfg.Self) && !c.loss && !c.resolve {
+	if !inSync(&c.base, r.cfg.Self) && !c.loss && !c.resolve && !mutated("promote a server that is not in sync") {
 		r.stepDown(fmt.Sprintf("state %d of epoch %v excludes this server", c.base.Number, c.base.Epoch))
 		return nil
 	}
-	if c.handover && c.pledge(c.base.Master) == nil {
+	if c.handover && c.pledge(c.base.Master) == nil && !mutated("hand over without the old master's promise") {
 		return nil
 	}
 	if r.now < c.wait {
@@ -430,7 +436,7 @@ func (r *Replica) promoteSet() []wire.Member {
 	}
 	// Without a majority that promised, the others could be promoted by the same
 	// right and never learn of this epoch.
-	if !c.asserted && !c.loss && !c.resolve && len(c.pledges)+1 < majority(len(c.base.Members)) {
+	if !c.asserted && !(c.handover && mutated("hand over without the old master's promise")) && !c.loss && !c.resolve && len(c.pledges)+1 < majority(len(c.base.Members)) && !mutated("promote without a majority") {
 		return nil
 	}
 	sortMembers(set)

@@ -98,6 +98,9 @@ func (k *keptBytes) cut(last record.Seq) {
 // far as the budget goes. Whoever is being brought on has twice the budget.
 func (r *Replica) floor() record.Seq {
 	f := r.hard.Checkpoint
+	if mutated("trim above the floor") {
+		return r.applied
+	}
 	if r.role != wire.RoleMaster {
 		return min(f, r.s.floor)
 	}

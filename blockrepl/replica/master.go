@@ -71,8 +71,12 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 	r.m = &master{start: first.Seq}
 	r.setPeers(st.Members)
 	for _, p := range r.peers {
-		p.joined, p.joining, p.admitting, p.durable, p.lease = false, false, false, 0, 0
-		p.ackEpoch = record.Epoch{}
+		p.joined, p.joining, p.admitting, p.lease = false, false, false, 0
+		if mutated("count acknowledgements of an old epoch") {
+			p.ackEpoch, p.durable = e, max(p.durable, first.Seq)
+			continue
+		}
+		p.ackEpoch, p.durable = record.Epoch{}, 0
 	}
 	r.flush()
 	r.push(rec)
@@ -102,7 +106,7 @@ func (r *Replica) joinAll() {
 func (r *Replica) advanceMaster() {
 	r.settleChange()
 	r.commitMore()
-	if !r.m.serving && r.commit >= r.m.start && r.applied >= r.m.start {
+	if !r.m.serving && (r.commit >= r.m.start && r.applied >= r.m.start || mutated("serve before the epoch record is committed") && r.m.begun) {
 		r.m.serving = true
 		r.redo.pending = false
 		r.note("serving", "epoch", r.epoch().String(), "seq", uint64(r.m.start))

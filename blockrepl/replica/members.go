@@ -24,6 +24,9 @@ type change struct {
 
 // waited reports whether writes wait for id.
 func (r *Replica) waited(id record.ServerID) bool {
+	if mutated("grow without the union") {
+		return inSync(&r.hard.State, id)
+	}
 	if inSync(&r.hard.State, id) || r.m != nil && contains(r.m.union, id) {
 		return true
 	}
@@ -116,11 +119,11 @@ func (r *Replica) settleChange() {
 		return
 	}
 	for _, m := range c.state.InSync {
-		if m.ID != c.grow.ID && !contains(c.noted, m.ID) {
+		if m.ID != c.grow.ID && !contains(c.noted, m.ID) && !mutated("change the set before others note it") {
 			return
 		}
 	}
-	if c.grow.ID.IsZero() && !c.state.Forced && len(c.noted) < majority(len(c.state.Members)) {
+	if c.grow.ID.IsZero() && !c.state.Forced && !mutated("change the set before others note it") && len(c.noted) < majority(len(c.state.Members)) {
 		return
 	}
 	if c.settled {
@@ -238,7 +241,7 @@ func (r *Replica) refuse(command uint64, format string, args ...any) {
 func (r *Replica) commitMore() {
 	to := r.durable
 	for _, p := range r.peers {
-		if !r.waited(p.id) {
+		if !r.waited(p.id) || mutated("commit without one in-sync server") && p == r.peers[len(r.peers)-1] {
 			continue
 		}
 		if p.ackEpoch != r.epoch() {
@@ -246,7 +249,7 @@ func (r *Replica) commitMore() {
 		}
 		to = min(to, p.durable)
 	}
-	if to < r.m.start || to <= r.commit {
+	if to < r.m.start && !mutated("commit before the epoch record") || to <= r.commit {
 		return
 	}
 	r.commit = to

@@ -280,7 +280,7 @@ func (r *Replica) lacks(g *wire.Greeting) bool {
 
 // forgets takes in that this server's past is not to be believed.
 func (r *Replica) forgets(why string) {
-	if r.forgot != "" {
+	if r.forgot != "" || mutated("believe a server that forgot") {
 		return
 	}
 	r.forgot = why
@@ -304,6 +304,9 @@ func (r *Replica) hearAnnounced(p *peer, g *wire.Greeting) {
 
 // amnesia says why a peer's past is not what we remember of it, or "".
 func (r *Replica) amnesia(g *wire.Greeting, id record.ServerID) string {
+	if mutated("believe another incarnation") || mutated("believe a server that forgot") {
+		return ""
+	}
 	if g.Forgot {
 		return "its own marks say that it held more"
 	}

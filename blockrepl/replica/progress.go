@@ -80,7 +80,7 @@ func (r *Replica) lostPast(p *peer, g *wire.Greeting) string {
 	if why := r.amnesia(g, p.id); why != "" {
 		return why
 	}
-	if m, ok := member(&r.hard.State, p.id); ok && m.Incarnation != g.Incarnation {
+	if m, ok := member(&r.hard.State, p.id); ok && m.Incarnation != g.Incarnation && !mutated("believe another incarnation") {
 		return fmt.Sprintf("it is incarnation %v; in the in-sync set is %v: its data directory was replaced", g.Incarnation, m.Incarnation)
 	}
 	return ""
@@ -99,11 +99,15 @@ func (r *Replica) joinResync(p *peer, why string) {
 	p.joining = true
 	r.setState(p, Resync, why)
 	session := p.session
-	r.sumAt(r.applied, func(base record.Pos, ok bool) {
+	begin := r.applied
+	if mutated("resync behind the journal's end") {
+		begin = r.last.Seq
+	}
+	r.sumAt(begin, func(base record.Pos, ok bool) {
 		if p.session != session || !p.joining || r.role != wire.RoleMaster {
 			return
 		}
-		if !ok || base.Seq != r.table.AsOf {
+		if !ok || base.Seq != r.table.AsOf && !mutated("resync behind the journal's end") {
 			p.joining = false // looked up too slowly; the next tick tries again
 			return
 		}
@@ -225,6 +229,10 @@ func (r *Replica) onRequest(p *peer, q *wire.Request) {
 // missing: a peer has no link or is silent. What that means for the in-sync set
 // is the authority's: with "continue" the operator has allowed the shrink.
 func (r *Replica) missing(p *peer, silent bool) {
+	if mutated("shrink without the authority") && silent && inSync(&r.hard.State, p.id) {
+		r.hard.State = without(r.hard.State, p.id)
+		return
+	}
 	if !silent || !r.waited(p.id) || r.hard.State.OnDegraded != wire.Continue || r.m.change != nil && !inSync(&r.m.change.state, p.id) {
 		return
 	}

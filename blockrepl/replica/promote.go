@@ -178,7 +178,7 @@ func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, ans
 		return
 	case r.forgot != "":
 		needs("accept-loss", "this server's past is not believed: %s", r.forgot)
-	case !inSync(base, r.cfg.Self):
+	case !inSync(base, r.cfg.Self) && !mutated("promote a server that is not in sync"):
 		needs("accept-loss", "state %d of epoch %v has %s in sync, not this server", base.Number, base.Epoch, names(ids(base.InSync)))
 	case master != nil:
 		rep.Graceful = true
@@ -194,7 +194,7 @@ func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, ans
 		needs("old-master-dead", "the master %v does not answer, and with on_degraded = continue it may have gone on without this server", base.Master)
 	case n < 3:
 		needs("old-master-dead", "the master %v does not answer, and no third server can tell whether it went on without this one", base.Master)
-	case answers < majority(n):
+	case answers < majority(n) && !mutated("promote without a majority"):
 		needs("old-master-dead", "the master %v does not answer, and only %d of %d members do", base.Master, answers, n)
 	default:
 		rep.Reason = fmt.Sprintf("the master %v does not answer; %d of %d members do, and a change of the in-sync set would be known to one", base.Master, answers, n)
@@ -277,6 +277,9 @@ func (r *Replica) stand(base wire.State, asserted bool) {
 	c.handover = r.g.handing
 	if !asserted && !c.loss && !c.handover {
 		c.wait = r.l.until
+		if mutated("promote under a lease") {
+			c.wait = 0
+		}
 	}
 	r.g.open = false
 	r.candidate(c)

@@ -58,6 +58,11 @@ func (r *Replica) askRound() {
 	if len(q.next) == 0 {
 		return
 	}
+	if mutated("read on a slave without asking") && r.role == wire.RoleSlave {
+		r.out.Reads = append(r.out.Reads, q.next...)
+		q.next = nil
+		return
+	}
 	if r.role == wire.RoleMaster {
 		// A write may have completed at a slave that applied it before this server.
 		if r.now < r.Lease() {
@@ -148,6 +153,9 @@ func (r *Replica) Lease() Time {
 		return 0
 	}
 	until := r.now.Add(time.Hour)
+	if mutated("read without a lease") {
+		return until
+	}
 	for _, p := range r.peers {
 		if r.waited(p.id) {
 			until = min(until, p.lease)
@@ -159,7 +167,7 @@ func (r *Replica) Lease() Time {
 // StaleReadable reports whether the image is the state after some prefix, so
 // that an export with stale=ok may be read.
 func (r *Replica) StaleReadable() bool {
-	return !r.blank() && r.role != wire.RoleFailed && r.hard.Resync == nil && !r.redo.pending
+	return !r.blank() && r.role != wire.RoleFailed && r.hard.Resync == nil && (!r.redo.pending || mutated("skip redo"))
 }
 
 // redo is the stretch after a restart in which the image may be between two

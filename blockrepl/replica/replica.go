@@ -24,11 +24,11 @@ type Replica struct {
 	durable record.Seq // fsynced here
 	// followed is hard.Following as far as it is fsynced: what others may remember.
 	followed record.Epoch
-	commit  record.Seq
-	applyTo record.Seq // told to the shell
-	applied record.Seq
-	sums    sums
-	free    int64
+	commit   record.Seq
+	applyTo  record.Seq // told to the shell
+	applied  record.Seq
+	sums     sums
+	free     int64
 
 	role   wire.Role
 	reason string // of RoleFailed
@@ -77,7 +77,7 @@ type storing struct {
 	seq record.Seq // numbers through this are durable; 0: no records
 	// following is Hard.Following in it; zero: no Hard.
 	following record.Epoch
-	act func()
+	act       func()
 }
 
 type lookup struct {
@@ -98,6 +98,9 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 		r.first = 1
 	}
 	r.commit, r.applied, r.applyTo = r.hard.Checkpoint, r.hard.Checkpoint, r.hard.Checkpoint
+	if mutated("redo past the commit number") {
+		r.commit = r.last.Seq
+	}
 	r.table = saved.Table
 	if r.table.AsOf == 0 && r.table.Size == 0 {
 		r.table.Size = r.size0()
@@ -108,6 +111,9 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 		r.numbered.apply(m, r.hard.State.Shared)
 	}
 	r.followed = r.hard.Following
+	if mutated("believe a server that forgot") {
+		r.forgot = ""
+	}
 	if r.forgot == "" {
 		r.forgot = r.hard.Forgot
 	}
@@ -260,6 +266,9 @@ func (r *Replica) advance() {
 // 3). While extents are being copied nothing is applied (resync.go).
 func (r *Replica) advanceApply() {
 	to := min(r.commit, r.durable)
+	if mutated("apply before commit") {
+		to = r.durable
+	}
 	if r.hard.Resync != nil && r.hard.Resync.Target == 0 {
 		return
 	}
@@ -288,6 +297,9 @@ func (r *Replica) onApplied(seq record.Seq) {
 
 // imageSynced moves the checkpoint: the table and the number are stored together.
 func (r *Replica) imageSynced(seq record.Seq) {
+	if mutated("checkpoint what is applied") {
+		seq = max(seq, r.applied)
+	}
 	ends := r.resy.ending && seq >= r.hard.Resync.Target
 	if seq > r.applied || seq < r.hard.Checkpoint || seq == r.hard.Checkpoint && !ends {
 		return

@@ -104,6 +104,9 @@ func (r *Replica) resyncProgress(ev ResyncProgress) {
 	if ev.Done {
 		r.resy.running = false
 		m.Target = max(m.High, m.Base)
+		if mutated("end a resync at its beginning") {
+			m.Target = m.Base
+		}
 		r.note("every extent is compared; applying the records that came meanwhile", "from", uint64(m.Base+1), "to", uint64(m.Target))
 	}
 	r.saveHard(r.resyncApplied)

@@ -181,7 +181,7 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 
 // onAppend takes records of the stream.
 func (r *Replica) onAppend(p *peer, a *wire.Append) {
-	if r.hard.Following != a.Epoch || a.Epoch != r.hard.Promised || r.role != wire.RoleSlave || r.s.master != p.id {
+	if r.hard.Following != a.Epoch || a.Epoch != r.hard.Promised && !mutated("accept records after a newer promise") || r.role != wire.RoleSlave || r.s.master != p.id {
 		if r.now.Sub(p.lastRefusal) >= r.cfg.PeerTimeout/4 || p.lastRefusal == 0 {
 			p.lastRefusal = r.now
 			r.send(p, r.greeting()) // fences a master of an older epoch
@@ -267,7 +267,7 @@ func (r *Replica) askMissing(p *peer) {
 // heardCommit takes in the master's commit number. It counts from the epoch
 // record on: a master that has only begun does not know yet what was committed.
 func (r *Replica) heardCommit(c record.Seq) {
-	if !r.s.joined || c < r.s.begin {
+	if !r.s.joined || c < r.s.begin && !mutated("end the redo at any commit number") {
 		return
 	}
 	if c > r.commit {
@@ -285,25 +285,33 @@ func (r *Replica) heardCommit(c record.Seq) {
 
 // ackDurable tells the master what is durable here.
 func (r *Replica) ackDurable() {
-	if r.role != wire.RoleSlave || !r.s.joined || r.durable <= r.s.acked {
+	if r.role != wire.RoleSlave || !r.s.joined || r.ackable() <= r.s.acked {
 		return
 	}
 	p := r.peer(r.s.master)
 	if a := r.ack(); p != nil && a != nil {
-		r.s.acked = r.durable
+		r.s.acked = r.ackable()
 		r.send(p, a)
 	}
 }
 
+// ackable is the number through which may be acknowledged: what is fsynced here.
+func (r *Replica) ackable() record.Seq {
+	if mutated("ack before sync") {
+		return r.last.Seq
+	}
+	return r.durable
+}
+
 // ack says what is durable; nil while the journal does not agree with the master's.
 func (r *Replica) ack() *wire.Ack {
-	sum, ok := r.sums.at(r.durable)
+	sum, ok := r.sums.at(r.ackable())
 	if !ok || !r.s.joined {
 		return nil
 	}
 	return &wire.Ack{
 		Epoch: r.hard.Following, Incarnation: r.cfg.Incarnation,
-		Durable: record.Pos{Seq: r.durable, Sum: sum}, Applied: r.applied,
+		Durable: record.Pos{Seq: r.ackable(), Sum: sum}, Applied: r.applied,
 		Free: r.free, Resyncing: r.hard.Resync != nil,
 	}
 }
