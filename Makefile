@@ -23,7 +23,7 @@ build:
 
 ## run: three servers with a volume on this host, and what to do with them
 run: build
-	PATH="$(CURDIR)/bin:$$PATH" bin/blockrepl dev
+	bin/blockrepl dev
 
 ## test: all tests, with real NBD clients
 test: deps

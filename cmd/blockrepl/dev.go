@@ -274,8 +274,8 @@ func watchServers(ctx context.Context, w io.Writer, servers []*devServer) error 
 			if ctx.Err() != nil {
 				return nil
 			}
-			fmt.Fprintf(w, "server %s (pid %d) ended: %v\n   start it again:  blockrepl serve --config %s\n",
-				s.cfg.ID, s.cmd.Process.Pid, s.cmd.ProcessState, s.cfg.path)
+			fmt.Fprintf(w, "server %s (pid %d) ended: %v\n   start it again:  %s serve --config %s\n",
+				s.cfg.ID, s.cmd.Process.Pid, s.cmd.ProcessState, typedName(), s.cfg.path)
 		}
 	}
 	return errors.New("dev: no server is left")
