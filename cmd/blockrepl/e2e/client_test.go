@@ -38,12 +38,14 @@ type client struct {
 }
 
 // dial opens the volume at a server; query is what follows "?" in the export name.
-func dial(s *server, query string) (*client, error) {
+func dial(s *server, query string) (*client, error) { return dialWithin(s, query, openWait) }
+
+func dialWithin(s *server, query string, within time.Duration) (*client, error) {
 	conn, err := net.DialTimeout("tcp", s.nbd, dialWait)
 	if err != nil {
 		return nil, err
 	}
-	conn.SetDeadline(time.Now().Add(openWait))
+	conn.SetDeadline(time.Now().Add(within))
 	name := volumeName
 	if query != "" {
 		name += "?" + query

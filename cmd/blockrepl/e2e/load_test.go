@@ -192,7 +192,7 @@ type badRead struct{ error }
 
 // session is one connection, from its opening until it breaks.
 func (w *worker) session(s *server) error {
-	c, err := dial(s, fmt.Sprintf("client=%s&token=%d&takeover", w.identity, w.load.tokens.Add(1)))
+	c, err := dialWithin(s, fmt.Sprintf("client=%s&token=%d&takeover", w.identity, w.load.tokens.Add(1)), min(w.setup.wait, openWait))
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,180 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl"
+)
+
+// TestChaos does everything at once on real processes in network namespaces: kill
+// -9, SIGSTOP, networks cut in one direction or whole, and an operator who
+// promotes and forgets whenever the program lets him without a flag. Clients write
+// and read all the time; what they may see is checked at each read. When all is
+// over every server becomes healthy by itself and holds the same.
+func TestChaos(t *testing.T) {
+	rng := newRand(t)
+	n := newNetwork(t, "a", "b", "c")
+	c := startCluster(t, setup{size: "16MiB", shared: true, peerTimeout: 500 * time.Millisecond, ioTimeout: 10 * time.Second,
+		host: n.host, prefix: n.prefix, top: func(*server) string { return "insecure = true\n" }})
+	h := newHistory(rng, killBlocks)
+	l := startLoad(t, h, rng, loadSetup{clients: 4, depth: 16, reads: 4, roam: true, wait: 4 * time.Second}, c.servers...)
+	l.awaitWrites(c, 100, soon)
+
+	x := &chaos{c: c, n: n, h: h, rng: rng, done: map[string]int{}}
+	until := time.Now().Add(chaosTime(t))
+	for time.Now().Before(until) && !t.Failed() {
+		x.round()
+	}
+	x.healAll()
+	if t.Failed() {
+		t.FailNow()
+	}
+	l.awaitWrites(c, 100, time.Minute)
+	l.stop()
+	c.awaitHealthyWithin(time.Minute)
+	for _, s := range c.servers {
+		if err := h.readAll(s, ""); err != nil {
+			t.Error(err)
+		}
+	}
+	c.finish()
+	for _, s := range c.servers {
+		if err := h.imageHolds(s); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, what := range slices.Sorted(maps.Keys(x.done)) {
+		t.Logf("%4d × %s", x.done[what], what)
+	}
+	t.Logf("%d writes, %d reads, %d opens", l.writes.Load(), l.reads.Load(), l.opens.Load())
+}
+
+func chaosTime(t *testing.T) time.Duration {
+	t.Helper()
+	if s := os.Getenv("BLOCKREPL_CHAOS"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			t.Fatalf("BLOCKREPL_CHAOS: %v", err)
+		}
+		return d
+	}
+	return short(30*time.Second, 8*time.Second)
+}
+
+// chaos is what is broken now.
+type chaos struct {
+	c    *cluster
+	n    *network
+	h    *history
+	rng  *rand.Rand
+	mend []func() // undo what this round did
+	done map[string]int
+}
+
+// round breaks one to three things, lets an operator act, and mends them in any order.
+func (x *chaos) round() {
+	for range 1 + x.rng.IntN(3) {
+		x.hurt()
+		x.pass(50, 700)
+	}
+	if x.rng.IntN(2) == 0 {
+		x.pass(500, 1500) // long enough for the peers to notice
+		x.operate()
+		x.pass(50, 700)
+	}
+	x.rng.Shuffle(len(x.mend), func(i, j int) { x.mend[i], x.mend[j] = x.mend[j], x.mend[i] })
+	x.healAll()
+	if x.rng.IntN(3) == 0 {
+		x.operate()
+	}
+	x.pass(50, 1500)
+}
+
+func (x *chaos) healAll() {
+	for _, undo := range x.mend {
+		undo()
+	}
+	x.mend = nil
+}
+
+// pass lets the load run for a random time.
+func (x *chaos) pass(least, most int) {
+	<-time.After(time.Duration(least+x.rng.IntN(most-least)) * time.Millisecond)
+}
+
+func (x *chaos) hurt() {
+	s := x.c.servers[x.rng.IntN(len(x.c.servers))]
+	o := x.c.others(s)[x.rng.IntN(2)]
+	switch x.rng.IntN(5) {
+	case 0:
+		x.done["kill -9"]++
+		s.signal(syscall.SIGCONT)
+		s.kill()
+		s.start()
+	case 1:
+		if !s.running() {
+			return
+		}
+		x.done["kill -9 and away"]++
+		s.signal(syscall.SIGCONT)
+		s.kill()
+		x.mend = append(x.mend, func() {
+			if !s.running() {
+				s.start()
+			}
+		})
+	case 2:
+		if !s.running() {
+			return
+		}
+		x.done["SIGSTOP"]++
+		s.signal(syscall.SIGSTOP)
+		x.mend = append(x.mend, func() {
+			if s.running() {
+				s.signal(syscall.SIGCONT)
+			}
+		})
+	case 3:
+		x.done["one direction cut"]++
+		x.cut(s, o)
+	case 4:
+		x.done["isolated"]++
+		for _, o := range x.c.others(s) {
+			x.cut(s, o)
+			x.cut(o, s)
+		}
+	}
+}
+
+func (x *chaos) cut(to, from *server) {
+	x.n.deafen(to.id, from.id)
+	x.mend = append(x.mend, func() { x.n.heal(to.id, from.id) })
+}
+
+// operate is an operator who uses no flag: whatever is allowed is safe.
+func (x *chaos) operate() {
+	s := x.c.servers[x.rng.IntN(len(x.c.servers))]
+	args, what := []string{"promote", volumeName}, "promote"
+	if x.rng.IntN(3) == 0 {
+		args, what = []string{"forget", volumeName, x.c.others(s)[x.rng.IntN(2)].id}, "forget"
+	}
+	o := s.command(append(args, "--timeout", "3s")...)
+	switch o.code {
+	case 0:
+		x.done[what]++
+	case 1, 3, 6:
+		x.done[fmt.Sprintf("%s, exit status %d", what, o.code)]++
+	default:
+		x.c.t.Errorf("%s at %s: %v", what, s.id, o)
+	}
+	if v, err := s.volume(); err == nil && (v.State == blockrepl.StateSplitBrain || v.State == blockrepl.StateFailed) {
+		x.c.t.Errorf("server %s: %s", s.id, summary(v))
+	}
+}
