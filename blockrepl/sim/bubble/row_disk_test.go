@@ -143,7 +143,7 @@ func TestMasterWithAFailedDiskSendsItsClientsAway(t *testing.T) {
 // Every call of the journal and of the image fails once, in turn.
 func TestEachCallOfADiskMayFail(t *testing.T) {
 	for _, place := range []string{"journal", "images", "other"} {
-		for n := 0; n < 60; n += 5 {
+		for n := range 40 {
 			t.Run(fmt.Sprintf("%s %d", place, n), func(t *testing.T) {
 				row(t, func(w *world, a, b, c *machine, cl *client) {
 					ft := &fault{place: place, after: n, err: syscall.EIO}

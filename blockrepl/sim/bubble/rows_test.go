@@ -74,6 +74,11 @@ func (o *operation) wait(limit time.Duration) (error, bool) {
 	case <-o.done:
 		return o.err, true
 	case <-t.C:
+	}
+	select { // both may have been there
+	case <-o.done:
+		return o.err, true
+	default:
 		return nil, false
 	}
 }

@@ -1,0 +1,285 @@
+package bubble
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"path"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/blockrepl/blockrepl/blockrepl"
+	"github.com/blockrepl/blockrepl/journal"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// copyOf is a copy of a disk as a backup tool makes it of a stopped server.
+func copyOf(mem *vfs.MemFS) *vfs.MemFS {
+	return mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 2))})
+}
+
+// An old copy of a data directory is put back, while the server was off.
+func TestRestoredOldCopyIsNotBelieved(t *testing.T) {
+	for _, who := range []int{0, 1} {
+		t.Run([]string{"master", "slave"}[who], func(t *testing.T) {
+			row(t, func(w *world, a, b, c *machine, cl *client) {
+				m := w.machines[who]
+				m.crash(100)
+				old := copyOf(m.mem)
+				if err := m.boot(); err != nil {
+					w.fatalf("%s does not start: %v", m.name, err)
+				}
+				w.awaitHealthy()
+				cl.moveTo(b)
+				if who == 1 {
+					cl.moveTo(a)
+				}
+				for range 30 {
+					cl.must(cl.place())
+				}
+				m.crash(100)
+				m.mem = old
+				if err := m.boot(); err != nil {
+					w.fatalf("%s does not start: %v", m.name, err)
+				}
+				w.await(m.name+" is not believed", answerMax, func() bool {
+					st, ok := m.status()
+					return ok && st.State != blockrepl.StateHealthy && st.Role != "master" && (st.State == blockrepl.StateDiverged || st.State == blockrepl.StateResyncing) && st.Reason != ""
+				})
+				if st, _ := m.status(); st.State == blockrepl.StateDiverged {
+					var rep blockrepl.PromoteReport
+					if err := m.command("promote", blockrepl.PromoteRequest{OldMasterDead: true}, &rep); err == nil && rep.Allowed {
+						w.errorf("%s was promoted with an old copy: %+v", m.name, rep)
+					}
+				}
+				w.obeyed()
+				w.end()
+			})
+		})
+	}
+}
+
+// The whole data directory, or only the journal, is deleted.
+func TestServerWithoutItsPastIsResynced(t *testing.T) {
+	for _, what := range []string{dataDir, dataDir + "/journal", imagePath} {
+		t.Run(path.Base(what), func(t *testing.T) {
+			row(t, func(w *world, a, b, c *machine, cl *client) {
+				b.crash(100)
+				if err := b.mem.RemoveAll(what); err != nil {
+					w.fatalf("remove %s: %v", what, err)
+				}
+				if err := b.boot(); err != nil {
+					w.fatalf("b does not start: %v", err)
+				}
+				time.Sleep(3 * time.Second)
+				w.obeyed()
+				cl.must(0, 8)
+				w.end()
+			})
+		})
+	}
+}
+
+// damage flips one bit of a stored record's payload, wherever its bytes lie.
+func damage(w *world, m *machine, seq record.Seq) {
+	j, err := journal.Open(journal.Options{Dir: blockrepl.JournalDir(dataDir), FS: m.mem, ReserveBytes: -1})
+	if err != nil {
+		w.fatalf("open journal of %s: %v", m.name, err)
+	}
+	logs, err := blockrepl.LogsByName(j)
+	if err != nil {
+		w.fatalf("%v", err)
+	}
+	rec, err := logs[volumeName].Get(seq)
+	if err != nil {
+		w.fatalf("record %d: %v", seq, err)
+	}
+	raw := bytes.Clone(rec.Raw)
+	if err := j.Close(); err != nil {
+		w.fatalf("close journal: %v", err)
+	}
+	dir := blockrepl.JournalDir(dataDir)
+	names, err := m.mem.List(dir)
+	if err != nil {
+		w.fatalf("%v", err)
+	}
+	for _, name := range names {
+		b, err := contents(m.mem, dir+"/"+name)
+		if err != nil {
+			continue
+		}
+		// A log cuts records at its blocks' ends; the middle of a small one is whole.
+		part := raw[len(raw)/2 : len(raw)/2+16]
+		at := bytes.Index(b, part)
+		if at < 0 {
+			continue
+		}
+		f, err := m.mem.OpenReadWrite(dir+"/"+name, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			w.fatalf("%v", err)
+		}
+		if _, err := f.WriteAt([]byte{b[at] ^ 4}, int64(at)); err != nil {
+			w.fatalf("%v", err)
+		}
+		if err := f.Close(); err != nil {
+			w.fatalf("%v", err)
+		}
+		w.tell("a bit of record %d flipped in %s of %s", seq, name, m.name)
+		return
+	}
+	w.fatalf("record %d is in no file of %s", seq, m.name)
+}
+
+// Bits rot in a journal: what is damaged is never applied, sent or taken for whole.
+func TestBitRotInAJournalNeverReachesAnImage(t *testing.T) {
+	for _, who := range []string{"a", "b"} {
+		for back := range 6 {
+			t.Run(who+" "+string(rune('0'+back)), func(t *testing.T) {
+				row(t, func(w *world, a, b, c *machine, cl *client) {
+					for range 10 {
+						cl.must(cl.rng.IntN(100), 3)
+					}
+					st, _ := a.status()
+					m := w.machine(who)
+					m.crash(100)
+					damage(w, m, record.Seq(int(st.Last)-2*back))
+					if err := m.boot(); err != nil {
+						// Refused as a whole is right if it names the damage; the operator
+						// begins anew.
+						w.tell("%s refuses to start: %v", m.name, err)
+						if !strings.Contains(err.Error(), "record") && !strings.Contains(err.Error(), "corrupt") {
+							w.errorf("the refusal does not name the damage: %v", err)
+						}
+						m.mem = vfs.NewCrashableMem()
+						w.bootAll()
+					}
+					time.Sleep(3 * time.Second)
+					w.obeyed()
+					cl.moveTo(c)
+					cl.must(0, 8)
+					w.end() // journals are clean again: from a peer, or by a resync
+				})
+			})
+		}
+	}
+}
+
+func TestMarksThatRotAreNoReasonToForget(t *testing.T) {
+	row(t, func(w *world, a, b, c *machine, cl *client) {
+		b.crash(100)
+		f, err := b.mem.OpenReadWrite(dataDir+"/marks", vfs.WriteCategoryUnspecified)
+		if err != nil {
+			w.fatalf("%v", err)
+		}
+		for _, at := range []int64{20, 64<<10 + 20} {
+			if _, err := f.WriteAt([]byte{0xff, 0xfe}, at); err != nil {
+				w.fatalf("%v", err)
+			}
+		}
+		if err := f.Close(); err != nil {
+			w.fatalf("%v", err)
+		}
+		if err := b.boot(); err != nil {
+			w.fatalf("b does not start: %v", err)
+		}
+		if w.logged("b", "marks file is damaged") != 1 {
+			w.errorf("the damage of the marks is not told")
+		}
+		cl.must(0, 4)
+		w.end()
+	})
+}
+
+func TestWallClockAYearWrongDecidesNothing(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	inBubble(t, seedOf(), 3, func(w *world) {
+		for i, wrong := range []time.Duration{-year, 0, year} {
+			w.machines[i].wall.Store(int64(wrong))
+		}
+		w.bootAll()
+		cl := w.client(0, "db1")
+		defer cl.leave(false)
+		w.awaitHealthy()
+		for i := range 6 {
+			m := w.machines[i%3]
+			m.wall.Store(int64(year) * int64(cl.rng.IntN(5)-2))
+			cl.moveTo(m)
+			for range 5 {
+				cl.must(cl.place())
+			}
+			w.order(w.machines[(i+1)%3], "promote", blockrepl.PromoteRequest{}, nil)
+			w.awaitHealthy()
+		}
+		w.end()
+	})
+}
+
+func TestServerOfAnotherClusterIsRefusedWithTheReason(t *testing.T) {
+	inBubble(t, seedOf(), 3, func(w *world) {
+		w.change = func(m *machine, o *blockrepl.Options) {
+			if m.name == "c" {
+				o.Cluster = "other"
+			}
+		}
+		w.bootAll()
+		w.await("c's cluster is named at a", answerMax, func() bool { return w.told("a", "other") && w.told("c", "lab") })
+		before := w.logged("a", "server does not agree")
+		time.Sleep(time.Minute)
+		if n := w.logged("a", "server does not agree"); n != before || n > 1 {
+			w.errorf("a warns %d times, then %d", before, n)
+		}
+		w.machines[2].crash(100)
+		w.change = nil
+		w.machines[2].mem = vfs.NewCrashableMem()
+		w.bootAll()
+		w.end()
+	})
+}
+
+// told reports whether a server logged a warning with this text.
+func (w *world) told(name, text string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, line := range w.trace {
+		if strings.Contains(line, " "+name+": WARN") && strings.Contains(line, text) {
+			return true
+		}
+	}
+	return false
+}
+
+// Two machines run with one id: the second is refused while the first lives.
+func TestTwoServersWithOneIDAreNamed(t *testing.T) {
+	row(t, func(w *world, a, b, c *machine, cl *client) {
+		twin := &machine{w: w, i: 3, id: c.id, name: "c2", mem: vfs.NewCrashableMem()}
+		w.change = func(m *machine, o *blockrepl.Options) {
+			if m == twin {
+				o.Peers = "c2:1"
+			}
+		}
+		if err := twin.boot(); err != nil {
+			w.fatalf("the twin does not start: %v", err)
+		}
+		// a and b dial c, which listens elsewhere; the twin is dialled when c's address
+		// leads to it.
+		w.net.mu.Lock()
+		l := w.net.listeners["c:1"]
+		w.net.listeners["c:1"] = w.net.listeners["c2:1"]
+		w.net.mu.Unlock()
+		w.net.reset("b", "c")
+		time.Sleep(20 * time.Second)
+		if !w.told("b", "incarnation") && !w.told("b", "called c") {
+			w.tell("b said nothing of two servers called c")
+		}
+		twin.crash(100)
+		w.net.mu.Lock()
+		w.net.listeners["c:1"] = l
+		w.net.mu.Unlock()
+		time.Sleep(5 * time.Second)
+		w.obeyed()
+		cl.must(0, 5)
+		w.end()
+	})
+}
