@@ -310,7 +310,7 @@ func (n *node) stream(s Stream) {
 	})
 }
 
-var connID, opID uint64
+var connID uint64
 
 // open connects a client to a node.
 func (n *node) open(identity string, token uint64) uint64 {

@@ -33,7 +33,6 @@ type master struct {
 // handover is a master that steps down for To.
 type handover struct {
 	to    record.ServerID
-	epoch record.Epoch
 	ready bool
 	until Time // go on as master then
 }

@@ -55,7 +55,6 @@ type peer struct {
 	resyncing bool
 	admitting bool // waited for already, not yet in the in-sync set
 	lease     Time // it will not be promoted before
-	beatSent  Time
 	free      int64
 	forwards  uint64 // Forwards taken in this session
 	told      record.Seq

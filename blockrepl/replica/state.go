@@ -138,12 +138,3 @@ func splitBrain(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wi
 	}
 	return !inSync(a, b.Master)
 }
-
-// cutHistory drops the epochs that begin above last.
-func cutHistory(h []wire.EpochStart, last record.Seq) []wire.EpochStart {
-	n := len(h)
-	for n > 0 && h[n-1].First.Seq > last {
-		n--
-	}
-	return h[:n:n]
-}
