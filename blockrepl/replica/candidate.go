@@ -151,7 +151,9 @@ func (r *Replica) onPrepare(p *peer, q *wire.Prepare) {
 		if r.role != wire.RoleSlave {
 			r.stepDown(fmt.Sprintf("server %v takes epoch %v", p.id, q.Epoch))
 		}
-		r.leaveMaster()
+		if !mutated("accept records after a newer promise") {
+			r.leaveMaster()
+		}
 		r.hard.Promised, r.promisedAt = q.Epoch, r.now
 		r.note("promised", "epoch", q.Epoch.String(), "to", p.id.String())
 	}
@@ -161,7 +163,7 @@ func (r *Replica) onPrepare(p *peer, q *wire.Prepare) {
 		return
 	}
 	r.saveHard(func() {
-		if p.session == session && r.hard.Promised == q.Epoch {
+		if p.session == session && (r.hard.Promised == q.Epoch || mutated("promise an older epoch")) {
 			r.send(p, &wire.Promise{Epoch: q.Epoch, OK: true, Greeting: *r.greeting()})
 		}
 	})
@@ -286,6 +288,17 @@ func (r *Replica) counts(id record.ServerID) bool {
 	return ok && (m.Incarnation == g.Incarnation || mutated("believe another incarnation")) && !g.Resyncing && r.amnesia(g, id) == ""
 }
 
+// knows reports whether a server that answers would know of every change that it
+// noted: one that lost its past has forgotten them, and so has a blank one, unless
+// it is blank because the volume has only just begun (base has it in sync as it is).
+func (r *Replica) knows(base *wire.State, g *wire.Greeting, id record.ServerID) bool {
+	if g.Forgot || r.amnesia(g, id) != "" {
+		return false
+	}
+	m, ok := member(base, id)
+	return !g.UUID.IsZero() || ok && m.Incarnation == g.Incarnation
+}
+
 // tryElect begins the epoch when enough promises are there.
 func (r *Replica) tryElect() {
 	c := r.c
@@ -381,7 +394,7 @@ func (r *Replica) restartSet() []wire.Member {
 	var set []wire.Member
 	pledged := 1
 	for _, p := range r.peers {
-		if c.pledge(p.id) != nil {
+		if g := c.pledge(p.id); g != nil && r.knows(&c.base, g, p.id) {
 			pledged++
 		}
 	}
@@ -423,8 +436,11 @@ func (r *Replica) promoteSet() []wire.Member {
 		r.wake(c.wait)
 		return nil
 	}
-	set := []wire.Member{{ID: r.cfg.Self, Incarnation: r.cfg.Incarnation}}
+	set, know := []wire.Member{{ID: r.cfg.Self, Incarnation: r.cfg.Incarnation}}, 1
 	for _, p := range r.peers {
+		if g := c.pledge(p.id); g != nil && r.knows(&c.base, g, p.id) {
+			know++
+		}
 		if c.pledge(p.id) == nil && p.session != 0 && p.greeting != nil && p.state != Down && r.now < c.until {
 			r.wake(c.until)
 			return nil
@@ -436,7 +452,7 @@ func (r *Replica) promoteSet() []wire.Member {
 	}
 	// Without a majority that promised, the others could be promoted by the same
 	// right and never learn of this epoch.
-	if !c.asserted && !(c.handover && mutated("hand over without the old master's promise")) && !c.loss && !c.resolve && len(c.pledges)+1 < majority(len(c.base.Members)) && !mutated("promote without a majority") {
+	if !c.asserted && !(c.handover && mutated("hand over without the old master's promise")) && !c.loss && !c.resolve && know < majority(len(c.base.Members)) && !mutated("promote without a majority") {
 		return nil
 	}
 	sortMembers(set)

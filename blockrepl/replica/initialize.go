@@ -13,6 +13,9 @@ func (r *Replica) mayCreate() {
 		return
 	}
 	for _, p := range r.peers {
+		if p.greeting == nil && mutated("create without all members") {
+			continue
+		}
 		if g := p.greeting; g == nil || !g.UUID.IsZero() || g.Forgot || g.Size != r.cfg.Create.Size {
 			return
 		}
@@ -58,6 +61,9 @@ func (r *Replica) createSet() []wire.Member {
 	}
 	for _, p := range r.peers {
 		g := r.c.pledge(p.id)
+		if g == nil && mutated("create without all members") {
+			continue
+		}
 		if g == nil || !g.UUID.IsZero() || g.Forgot || p.session == 0 {
 			return nil
 		}

@@ -122,7 +122,9 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 	}
 	for _, p := range r.peers {
 		if g := p.greeting; g != nil && !p.asked {
-			answers++
+			if r.knows(&base, g, p.id) {
+				answers++
+			}
 			if newer(&g.State, &base) {
 				base = g.State
 			}
