@@ -15,6 +15,7 @@
 // Environment:
 //
 //	BLOCKREPL_E2E_RACE=1   build the program with the race detector
+//	BLOCKREPL_PROGRAM=PATH test this program and build none
 //	BLOCKREPL_NO_FUSE=1    leave out what needs root, /dev/fuse and loop devices
 //	BLOCKREPL_NO_NETNS=1   leave out what needs network namespaces
 //	BLOCKREPL_CHAOS=30m    how long chaos goes on (default 30s)

@@ -23,6 +23,9 @@ func TestMain(m *testing.M) {
 }
 
 func buildAndRun(m *testing.M) int {
+	if program = os.Getenv("BLOCKREPL_PROGRAM"); program != "" {
+		return m.Run()
+	}
 	dir, err := os.MkdirTemp("", "blockrepl-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
