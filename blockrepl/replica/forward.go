@@ -3,6 +3,7 @@ package replica
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
@@ -220,6 +221,32 @@ func (r *Replica) unfind(last record.Seq) {
 		op.seq, op.stage = 0, opForwarded
 	}
 	r.f.found = r.f.found[:n]
+}
+
+// forgetForwards gives up on what clients have under way when this journal begins
+// anew: whether it was numbered among the records that are skipped cannot be seen
+// here any more, and to forward it once more could number it twice, over newer
+// writes. The clients are sent away without a reply; they ask again.
+func (r *Replica) forgetForwards() {
+	for _, op := range r.f.sent {
+		if op.att != nil {
+			op.stage = opDone
+		} else {
+			op.seq, op.stage = 0, opForwarded // the end of an attachment, a resize: no harm in twice
+		}
+	}
+	maps.DeleteFunc(r.f.sent, func(_ opKey, op *Op) bool { return op.stage == opDone })
+	r.f.found = nil
+	for _, a := range r.f.atts {
+		if a.ended {
+			continue
+		}
+		r.endAttachment(a, "this server's journal begins anew")
+		if a.gen != 0 && r.table.live(a.gen) {
+			rec := record.NewState(record.KindMark, mark{Detach: true}.encode())
+			r.f.held = append(r.f.held, &Op{Rec: rec, key: opKey{attachment: a.gen}})
+		}
+	}
 }
 
 // completeThrough answers what is applied here.

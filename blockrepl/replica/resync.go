@@ -46,7 +46,7 @@ func (r *Replica) beginResync(base record.Pos, t Table) {
 	r.forgot, r.hard.Forgot = "", ""
 	r.resy = resync{}
 	r.redo = redo{}
-	r.unfind(0)
+	r.forgetForwards()
 }
 
 // encodeTable is the table in a Join.
