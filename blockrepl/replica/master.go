@@ -218,7 +218,8 @@ func (r *Replica) greetedMaster(p *peer, g *wire.Greeting) {
 		r.fenced(p, g.Promised)
 		return
 	}
-	p.joining = false
+	// While a Join is under way its answer is waited for: a second one would draw a
+	// line below forwards of the first that are not numbered yet.
 	r.join(p)
 }
 

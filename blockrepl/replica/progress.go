@@ -150,8 +150,7 @@ func (r *Replica) onJoined(p *peer, j *wire.Joined) {
 		r.closeLink(p, fmt.Sprintf("it joined at number %d, above our last %d", j.Last.Seq, r.last.Seq))
 		return
 	case j.Last.Seq+1 < r.first:
-		r.setState(p, Probe, fmt.Sprintf("records from %d are no longer kept", j.Last.Seq+1))
-		p.greeting.Last, p.greeting.First = j.Last, j.Last.Seq+1
+		r.closeLink(p, fmt.Sprintf("records from %d are no longer kept", j.Last.Seq+1))
 		return
 	}
 	p.joined, p.ackEpoch, p.durable = true, r.epoch(), j.Last.Seq
