@@ -18,6 +18,9 @@ var (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		coarsenTimers()
+	}
 	os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr))
 }
 
