@@ -155,6 +155,11 @@ func (r *Replica) unlink(p *peer, reason string) {
 		r.reads.lost()
 		r.stopResync()
 	}
+	if r.stopID != 0 && r.stopTo == p.id {
+		id := r.stopID // it stops too, or is gone: another one, or nobody, takes over
+		r.stopID = 0
+		r.stop(Stop{ID: id, Handover: true})
+	}
 }
 
 // greeting says what this server holds.

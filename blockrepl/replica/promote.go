@@ -324,7 +324,7 @@ func (r *Replica) stop(ev Stop) {
 	if r.role == wire.RoleMaster && r.m.serving && ev.Handover {
 		for _, p := range r.peers {
 			if p.joined && p.state == Live && inSync(&r.hard.State, p.id) {
-				r.stopID = ev.ID
+				r.stopID, r.stopTo = ev.ID, p.id
 				r.send(p, &wire.TakeOver{Epoch: r.epoch()})
 				return
 			}

@@ -66,7 +66,8 @@ type Replica struct {
 	memAt    Time
 	memDirty int // acknowledgements since it was last stored
 	splitBy  record.ServerID
-	stopID   uint64 // the Stop command to be answered; 0: none
+	stopID   uint64          // the Stop command to be answered; 0: none
+	stopTo   record.ServerID // who was asked to take over then
 	trimmed  record.Seq
 	kept     keptBytes
 }

@@ -407,6 +407,22 @@ func TestEndOfAnAttachmentAtASlaveFreesTheVolume(t *testing.T) {
 	b.want(Healthy)
 }
 
+// Stopping all servers at once took as long as a handover may: the master waited
+// for a slave that was gone.
+func TestStopAsksAnotherWhenTheOneItAskedIsGone(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b, third := c.node("a"), c.node("b"), c.node("c")
+	a.step(Stop{ID: 1, Handover: true})
+	c.unlink(a, b)
+	if a.r.stopTo != third.id {
+		t.Fatalf("%v is asked to take over, want %v", a.r.stopTo, third.id)
+	}
+	c.unlink(a, third)
+	if res, ok := a.results[1]; !ok || res.Err != nil {
+		t.Fatalf("the stop waits although nobody is left: %+v, %v", res, ok)
+	}
+}
+
 // A read on the master saw an older value than a write that had completed at a
 // slave, which was faster in applying it.
 func TestReadOnTheMasterWaitsForWhatASlaveMayHaveAnswered(t *testing.T) {
