@@ -76,8 +76,8 @@ func (a *answerer) run() {
 
 func (a *answerer) answer(l *link, m *wire.HashQuery) error {
 	v := a.v
-	if m.Epoch.Server != v.s.opt.ID || *v.epoch.Load() != m.Epoch {
-		return nil // of another mastership; who asks has been told or will be
+	if m.Epoch.Server != v.s.opt.ID || *v.epoch.Load() != m.Epoch || !v.stale.Load() {
+		return nil // of another mastership, or before the redo has ended; it comes again
 	}
 	if m.Block != resyncBlock || m.Length <= 0 || m.Length > resyncWindow || int64(len(m.Hashes)) != (m.Length+m.Block-1)/m.Block {
 		l.close("hash query of an unknown shape")

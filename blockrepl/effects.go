@@ -1,10 +1,7 @@
 package blockrepl
 
 import (
-	"fmt"
-
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
-	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -59,59 +56,6 @@ func (v *Volume) carryOut(e *replica.Effects) {
 	}
 }
 
-// store hands one batch to the journal and to the ring. Once a batch was not
-// taken none is any more: the journal would have a hole.
-func (v *Volume) store(s *replica.Store) {
-	if v.dead {
-		return
-	}
-	if err := v.tryStore(s); err != nil {
-		v.dead = true
-		v.fail("journal", fmt.Errorf("store batch %d of %d records: %w", s.ID, len(s.Records), err))
-	}
-}
-
-func (v *Volume) tryStore(s *replica.Store) error {
-	log := v.log.Load()
-	if s.Hard != nil && !s.Hard.State.UUID.IsZero() && v.uuid.Load() == nil {
-		var err error
-		if log, err = v.s.journal.Log(s.Hard.State.UUID); err != nil {
-			return fmt.Errorf("open journal of volume %s: %w", s.Hard.State.UUID, err)
-		}
-		v.log.Store(log)
-		id := s.Hard.State.UUID
-		v.uuid.Store(&id)
-	}
-	// Urgent: what is numbered must be kept. Clients' writes that do not fit are
-	// refused by the state machine, which knows the free space of all servers.
-	b := journal.Batch{Records: s.Records, Meta: metaOps(s), Urgent: true}
-	if s.Cut != nil {
-		b.Cut = &journal.Cut{After: *s.Cut, Quarantine: v.quarantineID(log), Reason: "another server's past was chosen", Time: v.s.opt.Wall().UnixNano()}
-		v.ring.cut(s.Cut.Seq)
-		v.s.links.unstream(v)
-	}
-	if s.Reset != nil {
-		b.Reset = s.Reset
-		v.ring.clear()
-		v.s.links.unstream(v)
-		v.app.reset(s.Reset.Seq)
-		v.in.reset()
-		v.mixed.Add(1)
-	}
-	p, err := log.Write(b)
-	if err != nil {
-		return err
-	}
-	v.ring.add(s.Records)
-	v.com.queue <- storing{id: s.ID, pending: p, last: log.Last(), hard: s.Hard}
-	return nil
-}
-
-// quarantineID names a tail that is set aside: by its time, for people, and its end.
-func (v *Volume) quarantineID(log *journal.Log) string {
-	return fmt.Sprintf("%s-%d", v.s.opt.Wall().UTC().Format("20060102T150405.000"), log.Last().Seq)
-}
-
 // lookUp answers a question for the header sum of an old record.
 func (v *Volume) lookUp(seq record.Seq) {
 	ev := replica.Looked{Seq: seq}
@@ -124,16 +68,6 @@ func (v *Volume) lookUp(seq record.Seq) {
 		}
 	}
 	v.in.post(ev)
-}
-
-func (v *Volume) trim(upto record.Seq) {
-	if v.dead {
-		return
-	}
-	if err := v.log.Load().Trim(upto); err != nil {
-		v.dead = true
-		v.fail("journal", fmt.Errorf("trim through %d: %w", upto, err))
-	}
 }
 
 // note writes a state change to the log and to the recent events.

@@ -178,3 +178,58 @@ func TestFullDiskRefusesClientsAndRecovers(t *testing.T) {
 	c.awaitHealthy(0, 1, 2)
 	c.equalImages(0, 1, 2)
 }
+
+// Once a batch that found no space made the server fail for good.
+func TestSuddenlyFullJournalWaitsForSpace(t *testing.T) {
+	for _, full := range []string{"master", "slave"} {
+		t.Run(full, func(t *testing.T) {
+			var free atomic.Int64
+			free.Store(1 << 40)
+			c := newCluster(t, 3, nil)
+			c.change = func(o *Options) {
+				o.OpenJournal = func(j journal.Options) (*journal.Journal, error) {
+					j.MemTableBytes, j.ReserveBytes = 4<<20, 16<<20
+					if o.ID == mustID("a") == (full == "master") && o.ID != mustID("c") {
+						j.FreeBytes = func() (int64, error) { return free.Load(), nil }
+					}
+					return journal.Open(j)
+				}
+			}
+			c.start(0, 1, 2)
+			cl := c.connect(0, "client")
+			one := bytes.Repeat([]byte("1"), 4096)
+			cl.write(0, one)
+			c.awaitHealthy(0, 1, 2)
+			free.Store(1 << 20) // before the watch has seen it
+			done := make(chan error, 1)
+			go func() { done <- cl.change(OpWrite, 4096, one, 0) }()
+			i := 0
+			if full == "slave" {
+				i = 1
+			}
+			answered := false
+			var refused error
+			c.await(i, "suspended", func(s VolumeStatus) bool {
+				select {
+				case refused = <-done:
+					answered = true
+					return true
+				default:
+					return s.State == StateSuspended && strings.Contains(s.Reason, "full")
+				}
+			})
+			if refused != nil && !errors.Is(refused, syscall.ENOSPC) {
+				t.Fatalf("write: %v", refused)
+			}
+			free.Store(1 << 40)
+			if !answered {
+				if err := <-done; err != nil {
+					t.Fatalf("write that waited for space: %v", err)
+				}
+			}
+			c.await(0, "writing again", func(VolumeStatus) bool { return cl.change(OpWrite, 8192, one, 0) == nil })
+			c.awaitHealthy(0, 1, 2)
+			c.equalImages(0, 1, 2)
+		})
+	}
+}

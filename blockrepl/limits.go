@@ -27,6 +27,10 @@ const (
 	// waits for the disk.
 	storesMax = 4096
 
+	// backlogMax bounds the batches of a volume that wait in memory for space on
+	// the journal's disk, in bytes. Beyond it the volume fails on this server.
+	backlogMax = 256 << 20
+
 	// ringBytes is the default budget of recent records in memory for all volumes
 	// together, in bytes. Older ones are read from the journal.
 	ringBytes = 64 << 20
@@ -112,6 +116,10 @@ const (
 	mendTries = 10
 	mendAgain = 500 * time.Millisecond
 	mendWait  = 2 * time.Second
+	// leaveTimeout bounds how long a stopping server's last words may take.
+	leaveTimeout = 500 * time.Millisecond
+	// aloneEvery is how often a stopping server looks whether anybody is left.
+	aloneEvery = 50 * time.Millisecond
 	// smallFileMax bounds identity and marks files, in bytes; larger ones are refused.
 	smallFileMax = 1 << 20
 	// bodyMax bounds the body of a command, in bytes.

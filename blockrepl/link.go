@@ -33,6 +33,7 @@ type link struct {
 	heard   atomic.Int64  // replica.Time of the last bytes from the peer
 	spoke   atomic.Int64  // likewise to the peer
 	done    chan struct{} // closed when all of it has ended
+	written chan struct{} // closed when the writer has ended
 
 	out outbox // sender.go
 
@@ -54,6 +55,20 @@ func (l *link) close(reason string) {
 	})
 }
 
+// leave says good-bye for every volume and lets that go out, for a short time.
+func (l *link) leave() {
+	for _, v := range l.links.s.volumes {
+		l.out.control(v.tag, &wire.Leaving{Reason: "the server stops", Restart: true})
+	}
+	l.out.close()
+	t := time.NewTimer(leaveTimeout)
+	defer t.Stop()
+	select {
+	case <-l.written:
+	case <-t.C:
+	}
+}
+
 // run is the link's life, from the handshake to LinkDown.
 func (l *link) run() {
 	volumes := l.links.s.volumes
@@ -63,7 +78,10 @@ func (l *link) run() {
 	}
 	var others sync.WaitGroup
 	quit := make(chan struct{})
-	others.Go(l.runWriter)
+	others.Go(func() {
+		defer close(l.written)
+		l.runWriter()
+	})
 	others.Go(func() { l.watch(quit) })
 	l.close(l.read())
 	close(quit)

@@ -78,17 +78,25 @@ func (ls *links) start(ctx context.Context) error {
 	return nil
 }
 
-// stop closes all links and waits for their ends.
-func (ls *links) stop() {
+// stop closes all links and waits for their ends. With words, the other servers
+// are told first that this one stops in order and will be back.
+func (ls *links) stop(words bool) {
 	ls.cancel()
 	if ls.ln != nil {
 		ls.ln.Close()
 	}
+	var all sync.WaitGroup
 	for _, p := range ls.peers {
 		if l := p.cur.Load(); l != nil {
-			l.close("this server stops")
+			all.Go(func() {
+				if words {
+					l.leave()
+				}
+				l.close("this server stops")
+			})
 		}
 	}
+	all.Wait()
 	ls.wg.Wait()
 }
 
@@ -109,6 +117,28 @@ func (ls *links) unstream(v *Volume) {
 	for _, p := range ls.peers {
 		if l := p.cur.Load(); l != nil {
 			l.out.unstream(v)
+		}
+	}
+}
+
+// restream lets the cursors of a volume go on that found their records missing.
+func (ls *links) restream(v *Volume) {
+	for _, p := range ls.peers {
+		if l := p.cur.Load(); l != nil {
+			l.out.restream(v)
+		}
+	}
+}
+
+// whenAlone calls f when there is no link at all; it returns when ctx ends.
+func (ls *links) whenAlone(ctx context.Context, f func()) {
+	for sleep(ctx, aloneEvery) {
+		alone := true
+		for _, p := range ls.peers {
+			alone = alone && p.cur.Load() == nil
+		}
+		if alone {
+			f()
 		}
 	}
 }
@@ -275,7 +305,7 @@ func (p *peerLink) install(ls *links, conn net.Conn, inc record.Incarnation) (*l
 	if ls.ctx.Err() != nil {
 		return nil, ErrStopped
 	}
-	l := &link{links: ls, peer: p, session: ls.sessions.Add(1), inc: inc, conn: conn, done: make(chan struct{})}
+	l := &link{links: ls, peer: p, session: ls.sessions.Add(1), inc: inc, conn: conn, done: make(chan struct{}), written: make(chan struct{})}
 	l.heard.Store(int64(now))
 	l.spoke.Store(int64(now))
 	l.out.init(func(reason string) { go l.close(reason) })

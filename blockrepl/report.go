@@ -43,6 +43,10 @@ func (v *Volume) Status(ctx context.Context) VolumeStatus {
 		return st
 	}
 	fillView(&st, &view)
+	if v.full.Load() {
+		st.State, st.Reason = StateSuspended, "the journal's disk is full; what was numbered waits in memory"
+		st.Next = "make room on the file system of " + v.s.opt.DataDir
+	}
 	if log := v.log.Load(); log != nil {
 		st.JournalBytes = log.Bytes()
 		st.FirstKept = uint64(log.First())

@@ -1,6 +1,7 @@
 package blockrepl
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -122,6 +124,17 @@ func (o *outbox) unstream(v *Volume) {
 	}
 }
 
+// restream queues a volume's cursor again after missing records have come.
+func (o *outbox) restream(v *Volume) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if c := o.cursors[v]; c != nil && !c.ready && c.next <= c.end {
+		c.ready = true
+		o.ready = append(o.ready, c)
+		o.wake.Signal()
+	}
+}
+
 func (o *outbox) close() {
 	o.mu.Lock()
 	o.closed = true
@@ -221,6 +234,9 @@ func (l *link) addFrame(w *wire.Writer, c *cursor, at cursor, recs []*record.Rec
 		return recs, nil
 	}
 	recs, err := at.v.records(recs, at.next, at.end, frameRecords, frameBytes)
+	if errors.Is(err, journal.ErrNotYet) {
+		return recs, nil // the journal waits for space; restream goes on
+	}
 	if err != nil {
 		at.v.mender.begin(err)
 		return recs, fmt.Errorf("read records from %d to send them: %w", at.next, err)

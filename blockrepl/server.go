@@ -72,7 +72,7 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	s.started = true
 	if err := s.start(ctx); err != nil {
-		s.closeAll()
+		s.closeAll(false)
 		return fmt.Errorf("start server %s: %w", s.opt.ID, err)
 	}
 	s.opt.Logger.Info("server started", "server", s.opt.ID.String(), "cluster", s.opt.Cluster,
@@ -199,7 +199,7 @@ func (s *Server) Stop(ctx context.Context, handover bool) error {
 		}
 		s.opt.Logger.Info("server stops", "server", s.opt.ID.String(), "handover", handover)
 		s.drain(ctx, handover)
-		s.stopErr = s.closeAll()
+		s.stopErr = s.closeAll(ctx.Err() == nil)
 		s.opt.Logger.Info("server stopped", "server", s.opt.ID.String())
 	})
 	<-s.stopped
@@ -235,8 +235,9 @@ func (s *Server) drain(ctx context.Context, handover bool) {
 	all.Wait()
 }
 
-// closeAll ends and closes what was started and opened.
-func (s *Server) closeAll() error {
+// closeAll ends and closes what was started and opened. With words, the other
+// servers are told that this one stops in order.
+func (s *Server) closeAll(words bool) error {
 	var errs []error
 	keep := func(what string, err error) {
 		if err != nil {
@@ -244,7 +245,7 @@ func (s *Server) closeAll() error {
 		}
 	}
 	if s.links != nil {
-		s.links.stop()
+		s.links.stop(words)
 	}
 	for _, v := range s.volumes {
 		v.stop(s.quit != nil)

@@ -49,6 +49,7 @@ type Volume struct {
 	sweepAt   replica.Time
 	subs      []*replica.Op // scratch for Submit
 	dead      bool          // the journal failed: no Store is carried out any more
+	waiting   backlog       // store.go
 	isCreated bool          // created is closed
 
 	// What the loop publishes after each round, before it carries out anything:
@@ -63,6 +64,7 @@ type Volume struct {
 	// mixed counts the times at which the image stopped being the state after a
 	// prefix: a read that was under way then is done again.
 	mixed  atomic.Uint64
+	full   atomic.Bool  // batches wait for space
 	busyAt atomic.Int64 // replica.Time of the last client operation
 
 	clients clients
@@ -266,6 +268,7 @@ func (v *Volume) round() {
 	for _, f := range t.calls {
 		f()
 	}
+	v.retry()
 	if now >= v.sweepAt {
 		v.sweepAt = now.Add(sweepEvery)
 		v.clients.sweep(now)
@@ -360,6 +363,9 @@ func (v *Volume) Size() int64 { return v.size.Load() }
 // everything committed is in the image and fsynced, each for a bounded time.
 func (v *Volume) handOver(ctx context.Context, handover bool) {
 	wait, cancel := context.WithTimeout(ctx, handoverTimeout)
+	var watch sync.WaitGroup
+	watch.Go(func() { v.s.links.whenAlone(wait, cancel) })
+	defer watch.Wait()
 	defer cancel()
 	res, err := v.command(wait, func(id uint64) replica.Event { return replica.Stop{ID: id, Handover: handover} })
 	if err == nil && res.Note != "" {
