@@ -40,5 +40,9 @@ func coarsenTimers() {
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, timerSlack, 0, 0, 0); err != nil {
 		return
 	}
-	_ = syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), slackTried+"=1"))
+	env := append(os.Environ(), slackTried+"=1")
+	if self, err := os.Executable(); err == nil {
+		_ = syscall.Exec(self, os.Args, env) // by its name, which ps and top show
+	}
+	_ = syscall.Exec("/proc/self/exe", os.Args, env) // replaced or removed meanwhile
 }
