@@ -64,7 +64,7 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 	}
 	r.hard.State = st
 	r.hard.Following = e
-	r.hard.History = append(r.hard.History[:len(r.hard.History):len(r.hard.History)],
+	r.hard.History = append(reached(r.hard.History, first.Seq),
 		wire.EpochStart{Epoch: e, First: first, BaseNumber: base, Loss: loss})
 	r.role, r.c = wire.RoleMaster, nil
 	r.m = &master{start: first.Seq}

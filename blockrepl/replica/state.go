@@ -107,6 +107,17 @@ func endOf(h []wire.EpochStart, i int, last record.Seq) record.Seq {
 	return last
 }
 
+// reached is history h for a journal whose next number is next. An epoch that was
+// followed but whose record never came stays in it, so that its states are known
+// for ancestors, and ends before it begins: no number is common through it.
+func reached(h []wire.EpochStart, next record.Seq) []wire.EpochStart {
+	h = slices.Clone(h)
+	for i := len(h) - 1; i >= 0 && h[i].First.Seq >= next; i-- {
+		h[i].First = record.Pos{Seq: next}
+	}
+	return h
+}
+
 // ancestor reports whether s lies on the path that led to state cur with
 // history h: nothing was decided under s that cur does not contain.
 func ancestor(h []wire.EpochStart, cur, s *wire.State) bool {
