@@ -29,6 +29,7 @@ const (
 	fForget                // forget a server
 	fStop                  // an orderly stop with handover
 	fResize                // the volume grows
+	fUsurp                 // the master is cut off or sleeps, and a slave is promoted
 	fLose                  // a frame is lost
 	fDouble                // a frame arrives twice
 	fOvertake              // a frame is overtaken
@@ -37,7 +38,7 @@ const (
 )
 
 var faultNames = [faults]string{"crash", "power", "pause", "cut", "isolate", "one-way", "slow-disk", "sick-disk",
-	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "lose", "double", "overtake", "move"}
+	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move"}
 
 func (f fault) String() string { return faultNames[f] }
 
@@ -91,7 +92,7 @@ func drawProfile(r *rand.Rand, opt Options) profile {
 		p.length = opt.Length
 	}
 	base := [faults]float64{fCrash: 4, fPower: 3, fPause: 3, fCut: 3, fIsolate: 2, fOneWay: 2, fSlowDisk: 2, fSickDisk: 0.6,
-		fReplace: 0.7, fOldCopy: 0.7, fLoseTail: 0.7, fNoSpace: 0.5, fPromote: 4, fOldDead: 2, fForget: 3, fStop: 2, fResize: 0.7}
+		fReplace: 0.7, fOldCopy: 0.7, fLoseTail: 0.7, fNoSpace: 0.5, fPromote: 4, fOldDead: 2, fForget: 3, fStop: 2, fResize: 0.7, fUsurp: 2}
 	for f := range faults {
 		on := r.IntN(2) == 0 || f == fCrash
 		for _, name := range opt.Off {
@@ -147,7 +148,7 @@ func (s *Sim) strike() {
 // inflict lets fault f meet node n.
 func (s *Sim) inflict(f fault, n *node) {
 	r := s.dice.fault
-	if f >= fPromote && f <= fResize {
+	if f >= fPromote && f <= fUsurp {
 		s.oper.order(s, f, n)
 		return
 	}
@@ -258,7 +259,7 @@ func (s *Sim) crash(n *node, power bool) {
 // server of the in-sync set still has everything.
 func (s *Sim) loseData(f fault, n *node) {
 	r := s.dice.fault
-	if n.spared > s.now {
+	if n.spared > s.now || s.truth.last() == 0 {
 		return
 	}
 	if !s.spare(n) || f == fOldCopy && n.copyOf == nil {

@@ -68,6 +68,8 @@ func (o *operator) order(s *Sim, f fault, n *node) {
 		n.stops[o.next] = true
 		o.until = s.now + 10*int64(peerTimeout)
 		n.post(replica.Stop{ID: o.next, Handover: true})
+	case fUsurp:
+		o.usurp(s, n)
 	case fResize:
 		if size := s.truth.size + 1 + r.IntN(4); size <= sectorsMax {
 			s.hit(f, n)
@@ -83,6 +85,41 @@ func (o *operator) clear(s *Sim, n *node) bool {
 		n.warned = false
 	}
 	return !n.warned
+}
+
+// usurp promotes n while the master hears nobody or sleeps: it goes on as long as
+// it believes in itself, with its clients, and comes back later.
+func (o *operator) usurp(s *Sim, n *node) {
+	st, _ := s.newest()
+	if st.Epoch.IsZero() || o.promote != 0 || n.warned && !o.clear(s, n) {
+		return
+	}
+	m := s.nodes[index(st.Master)]
+	if m == n || !m.up {
+		return
+	}
+	s.hit(fUsurp, n)
+	r := s.dice.oper
+	if r.IntN(3) == 0 {
+		s.inflict(fPause, m)
+	} else {
+		s.inflict(fIsolate, m)
+	}
+	s.at(exp(r, peerTimeout/2), event{what: evUsurp, n: n.i, run: n.run})
+}
+
+// usurped is the promotion, and sometimes a crash in its middle.
+func (o *operator) usurped(s *Sim, n *node) {
+	if o.promote != 0 || s.calm {
+		return
+	}
+	o.next++
+	o.promote, o.node = o.next, n
+	s.tell(n.i, "promote, behind the master's back")
+	n.post(replica.Promote{ID: o.next})
+	if m := s.nodes[s.dice.oper.IntN(len(s.nodes))]; m != n && s.dice.oper.IntN(2) == 0 {
+		s.at(exp(s.dice.oper, peerTimeout/8), event{what: evCrash, n: m.i, run: m.run})
+	}
 }
 
 // oldDead promotes a member of the in-sync set when the newest master is dead.
@@ -205,6 +242,13 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 	words := strings.Fields(command)
 	switch words[0] {
 	case "promote":
+		if strings.HasPrefix(v.Next, "on another") {
+			for _, m := range s.nodes {
+				if m != n && m.up && s.complete(m) {
+					n = m
+				}
+			}
+		}
 		if o.promote != 0 {
 			return
 		}

@@ -19,6 +19,7 @@ import (
 type truth struct {
 	s     *Sim
 	recs  []*record.Record // number i+1
+	ops   map[opKey]record.Seq
 	vers  [sectorsMax][]version
 	size  int
 	epoch record.Epoch // of the newest record
@@ -31,6 +32,12 @@ type truth struct {
 	zeroes [sectorsMax]int // zeroing requests not answered
 }
 
+// opKey names one operation of one server's client: it is numbered once (rule 8).
+type opKey struct {
+	origin                record.ServerID
+	attachment, operation uint64
+}
+
 // version is a sector's value from a number on.
 type version struct {
 	seq record.Seq
@@ -40,7 +47,7 @@ type version struct {
 func stack() string { return string(debug.Stack()) }
 
 func (t *truth) init(s *Sim) {
-	t.s, t.size = s, s.prof.sectors
+	t.s, t.size, t.ops = s, s.prof.sectors, map[opKey]record.Seq{}
 	for i := range t.newest {
 		t.newest[i], t.zeroed[i] = -1, -1
 	}
@@ -137,6 +144,12 @@ func (t *truth) append(rec *record.Record) {
 	if !rec.Kind.ChangesImage() {
 		return
 	}
+	key := opKey{rec.Origin, rec.Attachment, rec.Operation}
+	if q, twice := t.ops[key]; twice {
+		t.s.fail("numbered once", "operation %d of attachment %d through %v is numbers %d and %d", rec.Operation, rec.Attachment, rec.Origin, q, rec.Seq)
+		return
+	}
+	t.ops[key] = rec.Seq
 	lo, k := int(rec.Offset/sectorBytes), int(rec.Length/sectorBytes)
 	for i := range k {
 		t.vers[lo+i] = append(t.vers[lo+i], version{rec.Seq, value(rec, i)})

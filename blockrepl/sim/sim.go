@@ -39,6 +39,8 @@ const (
 	evStart                    // node n starts
 	evOperator                 // the operator acts
 	evCalm                     // faults stop
+	evUsurp                    // node n is promoted behind the master's back
+	evCrash                    // node n crashes
 )
 
 // event is one entry of the heap. n, p, a, b and msg depend on what.
@@ -313,6 +315,12 @@ func (s *Sim) dispatch(ev *event) {
 		s.oper.act(s)
 	case evCalm:
 		s.becalm()
+	case evUsurp:
+		s.oper.usurped(s, n)
+	case evCrash:
+		if !s.calm {
+			s.inflict(fCrash, n)
+		}
 	}
 }
 
