@@ -112,7 +112,10 @@ func (c *crasher) step() {
 		}
 	case k < 14:
 		c.cut(&b, &now)
-	case k < 15:
+	case k < 17:
+		if k > 14 { // a tail is set aside before all else goes
+			c.cut(&b, &now)
+		}
 		pos := record.Pos{Seq: 1 + record.Seq(c.rng.Uint64N(1000)), Sum: c.rng.Uint64()}
 		b.Reset, now.origin, now.recs = &pos, pos, nil
 	}

@@ -125,3 +125,35 @@ func TestResetBeginsBehindThePosition(t *testing.T) {
 		checkQuarantine(t, l, "q", a[40:])
 	}
 }
+
+// A server that lost a split brain keeps its own records when its journal begins
+// anew for the winner's image.
+func TestCutBesideResetSetsTheTailAside(t *testing.T) {
+	for _, trimmed := range []bool{false, true} {
+		o := options(t, vfs.NewMem())
+		j := mustOpen(t, o)
+		l := mustLog(t, j, vol1)
+		a := chain(vol1, record.Pos{}, 50, 1500)
+		mustWrite(t, l, Batch{Records: a})
+		after := a[39].Pos()
+		if trimmed { // all that both sides have in common is gone here
+			if err := l.Trim(after.Seq); err != nil {
+				t.Fatal(err)
+			}
+		}
+		begin := record.Pos{Seq: 45, Sum: 77}
+		b := chainOf(vol1, begin, 10, 1500, 9)
+		mustWrite(t, l, Batch{Cut: &Cut{After: after, Quarantine: "q"}, Reset: &begin, Records: b})
+		for range 2 {
+			checkHolds(t, l, begin, b)
+			checkQuarantine(t, l, "q", a[40:])
+			if rep, err := l.Verify(t.Context(), nil); err != nil || rep.Err() != nil || rep.Quarantined != 10 {
+				t.Errorf("Verify: %+v, %v", rep, err)
+			}
+			mustClose(t, j)
+			j = mustOpen(t, o)
+			l = mustLog(t, j, vol1)
+		}
+		mustClose(t, j)
+	}
+}

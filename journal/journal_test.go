@@ -149,7 +149,6 @@ func TestWhatDoesNotFollowIsRefusedAndLeavesNothing(t *testing.T) {
 		"hole inside":    {Records: []*record.Record{recs[3], recs[5]}},
 		"other volume":   {Records: chain(vol2, recs[2].Pos(), 1, 300)},
 		"draft":          {Records: []*record.Record{record.NewZero(0, 1)}},
-		"cut and reset":  {Cut: &Cut{After: recs[1].Pos()}, Reset: &record.Pos{}},
 		"reset nowhere":  {Reset: &record.Pos{Sum: 1}},
 		"cut off":        {Cut: &Cut{After: record.Pos{Seq: 9, Sum: 1}}},
 		"cut elsewhere":  {Cut: &Cut{After: record.Pos{Seq: 2, Sum: 1}}},

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/bits"
 
@@ -35,7 +34,9 @@ type Cut struct {
 // One exception: a Batch above BatchBytes becomes several steps. A crash may then
 // leave Cut or Reset and the first of its Records, but Meta only with all of them.
 type Batch struct {
-	// Cut and Reset happen first. At most one of them may be set.
+	// Cut and Reset happen first, Cut before Reset: a tail that is set aside
+	// outlives the records that Reset drops. A log whose end is damaged has no
+	// tail to set aside; there Cut beside a Reset does nothing.
 	Cut *Cut
 	// Reset drops all records, not the quarantines and meta; the log then begins
 	// behind the position (a resync has brought the image there).
@@ -135,9 +136,6 @@ func (l *Log) writeLocked(b *Batch) (*Pending, error) {
 }
 
 func checkBatch(b *Batch) error {
-	if b.Cut != nil && b.Reset != nil {
-		return errors.New("a batch with both cut and reset")
-	}
 	if b.Reset != nil && b.Reset.Seq == 0 && b.Reset.Sum != 0 {
 		return fmt.Errorf("reset to %s, the beginning has sum 0", *b.Reset)
 	}
@@ -177,22 +175,28 @@ type step struct {
 // begin works out Cut and Reset.
 func (s *step) begin(b *Batch) error {
 	s.dirty = s.l.dirty
-	switch {
-	case b.Cut != nil:
-		return s.cut(b.Cut)
-	case b.Reset != nil:
-		if s.l.bad != nil {
-			s.drop = s.l.unclaimed // the segments may be unknown: all but the quarantines
-		} else {
-			s.drop = spans(s.l.v, s.state.ranges(s.deleted+1, s.last.Seq))
+	if b.Cut != nil && s.l.bad == nil {
+		if err := s.cut(b.Cut); err != nil {
+			return err
 		}
-		s.dropBytes = s.offset - s.deletedOffset
-		s.state.highest++
-		s.state.begin, s.state.beginOffset = *b.Reset, s.offset
-		s.state.segments = []segment{{s.state.highest, b.Reset.Seq + 1}}
-		s.last, s.deleted, s.deletedOffset, s.dirty = *b.Reset, b.Reset.Seq, s.offset, true
+	}
+	if b.Reset != nil {
+		s.reset(*b.Reset)
 	}
 	return nil
+}
+
+func (s *step) reset(begin record.Pos) {
+	if s.l.bad != nil {
+		s.drop = s.l.unclaimed // the segments may be unknown: all but the quarantines
+	} else {
+		s.drop = append(s.drop, spans(s.l.v, s.state.ranges(s.deleted+1, s.last.Seq))...)
+	}
+	s.dropBytes += s.offset - s.deletedOffset
+	s.state.highest++
+	s.state.begin, s.state.beginOffset = begin, s.offset
+	s.state.segments = []segment{{s.state.highest, begin.Seq + 1}}
+	s.last, s.deleted, s.deletedOffset, s.dirty = begin, begin.Seq, s.offset, true
 }
 
 func (s *step) cut(c *Cut) error {
