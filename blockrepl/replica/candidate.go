@@ -406,7 +406,10 @@ func (r *Replica) restartSet() []wire.Member {
 			return nil
 		}
 	}
-	if pledged < majority(len(c.base.Members)) && !mutated("restart without promises") && !c.base.Forced && len(c.exclude) == 0 {
+	// Where everyone promised there is nobody left to ask, even if some have
+	// forgotten.
+	all := len(c.pledges) == len(r.peers)
+	if pledged < majority(len(c.base.Members)) && !all && !mutated("restart without promises") && !c.base.Forced && len(c.exclude) == 0 {
 		return nil
 	}
 	return set

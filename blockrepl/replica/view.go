@@ -184,7 +184,11 @@ func (r *Replica) candidateCondition(name string) (Condition, string, string) {
 			fmt.Sprintf("to resync it: blockrepl forget %s %v", name, unbelieved[0])
 	}
 	if len(silent) == 0 {
-		return Suspended, "taking epoch " + r.c.epoch.String(), ""
+		if r.c.kind != restarting || r.now < r.c.wait {
+			return Suspended, "taking epoch " + r.c.epoch.String(), ""
+		}
+		return Suspended, fmt.Sprintf("epoch %v needs the promises of a majority", r.c.epoch),
+			fmt.Sprintf("start more servers; or, if none of them was promoted meanwhile: blockrepl promote %s --old-master-dead", name)
 	}
 	return Suspended, fmt.Sprintf("epoch %v needs the promise of %s", r.c.epoch, names(silent)),
 		fmt.Sprintf("start %s; or, if it is gone for good: blockrepl forget %s %v --force", names(silent), name, silent[0])
