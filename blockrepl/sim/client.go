@@ -106,6 +106,14 @@ func (c *client) connect() {
 	if !n.up || s.calm && n.dead {
 		return
 	}
+	if c.takeover && s.calm && s.now > s.calmAt+int64(s.prof.wind) {
+		// Clients that take the volume from each other would do so for ever.
+		for _, q := range c.pending {
+			s.truth.open(q)
+		}
+		c.pending = nil
+		return
+	}
 	c.token++
 	c.since = s.now
 	c.patience = int64(peerTimeout) + exp(s.dice.client, 3*peerTimeout)

@@ -303,11 +303,7 @@ func (t *truth) answered(q *request) {
 		if q.copies == 1 && q.seq != 0 {
 			t.s.fail("refused is not done", "request %d was refused, and is number %d", q.id, q.seq)
 		}
-		if q.kind == reqZero || q.kind == reqTrim {
-			for i := q.lo; i < q.lo+q.n; i++ {
-				t.zeroed[i] = math.MaxInt64 // an earlier copy may still come
-			}
-		}
+		t.open(q) // an earlier copy may still come
 		return
 	}
 	if q.changes() {
@@ -359,6 +355,15 @@ func (t *truth) saw(n *node, q *request) {
 		if q.kind == reqRead && t.over(sector, v) < q.before[i] {
 			s.fail("a stale write never wins", "%v %d at %v: sector %d is %d, which was over before a write began that was answered before this read", q.kind, q.id, n.id, sector, v)
 			return
+		}
+	}
+}
+
+// open notes that the outcome of a change will never be known.
+func (t *truth) open(q *request) {
+	if q.kind == reqZero || q.kind == reqTrim {
+		for i := q.lo; i < q.lo+q.n; i++ {
+			t.zeroed[i] = math.MaxInt64
 		}
 	}
 }
