@@ -22,6 +22,8 @@ type client struct {
 	think    time.Duration // between requests, up to
 	patience time.Duration // a request that waits longer makes the client move
 	stale    bool          // reads with stale=ok only
+	readOnly bool
+	polite   bool // does not take the volume from another client
 
 	mu       sync.Mutex
 	token    uint64
@@ -126,7 +128,7 @@ func (c *client) attach(ctx context.Context, m *machine) bool {
 		defer stop()
 		link := context.AfterFunc(ctx, a.cancel)
 		a.conn, err = p.srv.Volume(volumeName).Connect(a.ctx, blockrepl.ClientInfo{
-			Addr: c.identity, Identity: c.identity, Token: token, Takeover: true, StaleOK: c.stale,
+			Addr: c.identity, Identity: c.identity, Token: token, Takeover: !c.readOnly && !c.polite, ReadOnly: c.readOnly, StaleOK: c.stale,
 			Gone:  func() bool { return false },
 			Abort: func(error) { go a.ended() },
 		})

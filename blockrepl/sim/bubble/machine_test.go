@@ -85,21 +85,22 @@ func (m *machine) volume() *blockrepl.Volume {
 	return p.srv.Volume(volumeName)
 }
 
-// boot starts a process on the machine's disk. With prepare the disk can be armed.
-func (m *machine) boot(prepare ...func(*disk)) error {
+// boot starts a process on the machine's disk.
+func (m *machine) boot() error { return m.start(func(*process) {}) }
+
+// start is boot, with a disk that prepare may arm.
+func (m *machine) start(prepare func(*process)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.proc != nil {
-		return errors.New("bubble: bug: it runs")
+		return errRuns
 	}
 	m.boots++
 	p := &process{m: m, gone: make(chan struct{}), closing: make(chan struct{}, 1), port: m.w.net.port(m.name)}
 	p.idle.L = &p.using
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.disk = newDisk(m.mem, m.w.seed^uint64(m.i)<<56, m.boots)
-	for _, f := range prepare {
-		f(p.disk)
-	}
+	prepare(p)
 	srv, err := blockrepl.NewServer(m.options(p))
 	if err == nil {
 		err = srv.Start(context.Background())
@@ -118,6 +119,23 @@ func (m *machine) boot(prepare ...func(*disk)) error {
 	m.proc = p
 	m.w.tell("%s started", m.name)
 	return nil
+}
+
+// dying starts a process that dies at a call of its disk, or after a while; then it
+// is buried. nil when it did not even start otherwise.
+func (m *machine) dying(f *fault, keep int) *process {
+	var born *process
+	err := m.start(func(p *process) {
+		born = p
+		f.do = func() { p.die(keep, false) }
+		p.disk.arm(f)
+	})
+	if err == nil {
+		time.Sleep(time.Second)
+		born.die(keep, false)
+		born.bury()
+	}
+	return born
 }
 
 func (m *machine) options(p *process) blockrepl.Options {
@@ -263,6 +281,8 @@ func (m *machine) status() (st blockrepl.VolumeStatus, ok bool) {
 	})
 	return st, ok && answered
 }
+
+var errRuns = errors.New("the server runs already")
 
 var errOff = errors.New("the server is off")
 

@@ -3,6 +3,7 @@ package bubble
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -69,6 +70,31 @@ func TestHungMasterIsReplacedAndItsStaleWriteNeverWins(t *testing.T) {
 	row(t, func(w *world, a, b, c *machine, cl *client) {
 		w.isolate(a, true)
 		stalled := cl.begin(3, 2)
+		// Another client goes on reading at the hung master. What it is told must be
+		// true all the same; it may have to wait.
+		reader := w.client(1, "db2")
+		reader.readOnly = true
+		defer reader.leave(false)
+		reader.moveTo(a)
+		stop := make(chan struct{})
+		var reading sync.WaitGroup
+		defer reading.Wait()
+		defer close(stop)
+		reading.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+				reader.mu.Lock()
+				conn := reader.conn
+				reader.mu.Unlock()
+				if conn != nil {
+					reader.request(conn)
+				}
+			}
+		})
 		time.Sleep(3 * time.Second)
 		w.takeOver(b) // the operator has made sure, or believes so
 		cl.moveTo(b)
@@ -264,6 +290,30 @@ func TestStopWithHandoverLosesNothing(t *testing.T) {
 		if _, ok := open.wait(0); !ok {
 			cl.answered(open)
 		}
+		w.end()
+	})
+}
+
+// The holder of a volume leaves a slave: the master hears of it at once, and another
+// client may write.
+func TestHolderThatLeavesASlaveFreesTheVolume(t *testing.T) {
+	row(t, func(w *world, a, b, c *machine, cl *client) {
+		cl.moveTo(b)
+		cl.must(0, 4)
+		other := w.client(1, "db2")
+		other.polite = true
+		defer other.leave(false)
+		other.moveTo(a)
+		if !other.conn.conn.ReadOnly() {
+			w.errorf("the volume is offered to two clients")
+		}
+		cl.leave(false)
+		time.Sleep(time.Second)
+		other.moveTo(a)
+		if other.conn.conn.ReadOnly() {
+			w.fatalf("the volume is still held by a client that has left")
+		}
+		other.must(0, 4)
 		w.end()
 	})
 }

@@ -283,3 +283,48 @@ func TestTwoServersWithOneIDAreNamed(t *testing.T) {
 		w.end()
 	})
 }
+
+// A bit flips near the end of a live log: pebble takes it for a torn tail and says
+// nothing. The marks beside the journal remember, on the only server of a volume, too.
+func TestTailThatVanishedSilentlyIsFoundOut(t *testing.T) {
+	for _, n := range []int{1, 2, 3} {
+		t.Run(string(rune('0'+n))+" servers", func(t *testing.T) {
+			inBubble(t, seedOf(), n, func(w *world) {
+				w.memTable = 4 << 20 // the records stay in the log
+				w.bootAll()
+				cl := w.client(0, "db1")
+				defer cl.leave(false)
+				w.awaitHealthy()
+				a := w.machines[0]
+				cl.moveTo(a)
+				for range 20 {
+					cl.must(cl.rng.IntN(100), 3)
+				}
+				time.Sleep(time.Second)
+				st, _ := a.status()
+				for _, m := range w.machines {
+					m.crash(100)
+				}
+				damage(w, a, record.Seq(st.Last))
+				for _, m := range w.machines {
+					if err := m.boot(); err != nil {
+						w.tell("%s refuses to start: %v", m.name, err)
+					}
+				}
+				if a.process() == nil {
+					return // refused as a whole
+				}
+				time.Sleep(3 * time.Second)
+				now, _ := a.status()
+				if now.State != blockrepl.StateDiverged && now.Last < st.Last {
+					w.describe()
+					w.fatalf("a lost its end and is %s", now.State)
+				}
+				if n > 1 {
+					w.obeyed()
+					w.end()
+				}
+			})
+		})
+	}
+}

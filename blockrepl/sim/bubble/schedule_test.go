@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -44,7 +45,7 @@ func TestSchedules(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 's'))
 			inBubble(t, seed, 1+min(2, rng.IntN(5)), func(w *world) { s.run(w, rng) })
-			s.hits["undecided sectors"] += s.w.history.undecided
+			s.hit("undecided sectors", s.w.history.undecided)
 		})
 		for k, v := range s.hits {
 			total[k] += v
@@ -62,8 +63,9 @@ type schedule struct {
 	w     *world
 	rng   *rand.Rand
 	op    *operator
-	hits  map[string]int
-	names []string // of the faults that this schedule draws from
+	mu    sync.Mutex
+	hits  map[string]int // guarded by mu
+	names []string       // of the faults that this schedule draws from
 	later sync.WaitGroup
 }
 
@@ -90,19 +92,24 @@ func (s *schedule) run(w *world, rng *rand.Rand) {
 		c.stale = true
 		clients.Go(func() { c.run(stop, ctx) })
 	}
+	if rng.IntN(2) == 0 {
+		c := w.client(8, "reader")
+		c.readOnly = true
+		clients.Go(func() { c.run(stop, ctx) })
+	}
 	s.faults()
 	s.later.Wait()
 	s.calm()
 	close(stop)
 	s.drain(&clients, cancel)
 	acked, reads := w.history.counts()
-	s.hits["acknowledged"] += acked
-	s.hits["reads"] += reads
+	s.hit("acknowledged", acked)
+	s.hit("reads", reads)
 	for _, m := range w.machines {
 		w.readAll(m)
 	}
 	if rng.IntN(2) == 0 {
-		s.hits["power cut of all at the end"]++
+		s.hit("power cut of all at the end", 1)
 		for _, m := range w.machines {
 			m.process().die(rng.IntN(100), true)
 		}
@@ -161,14 +168,30 @@ func (s *schedule) faults() {
 // back restarts a machine after a while.
 func (s *schedule) back(m *machine) {
 	wait := time.Duration(s.rng.ExpFloat64() * float64(2*time.Second))
+	again := s.rng.IntN(3) == 0 && s.has("kill in a call") // it dies while it starts
+	after, keep := s.rng.IntN(60), s.rng.IntN(101)
+	place := []string{"journal", "images", "other"}[s.rng.IntN(3)]
 	s.later.Go(func() {
 		p := m.process()
 		<-p.gone
 		p.bury()
 		time.Sleep(wait)
+		if again && !s.op.held(m) {
+			if p := m.dying(&fault{place: place, after: after}, keep); p != nil {
+				s.hit("killed while starting", 1)
+			}
+		}
 		s.op.restart(m)
 	})
 }
+
+func (s *schedule) hit(what string, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hits[what] += n
+}
+
+func (s *schedule) has(name string) bool { return slices.Contains(s.names, name) }
 
 func (s *schedule) fault(name string) {
 	w, r := s.w, s.rng
@@ -178,7 +201,7 @@ func (s *schedule) fault(name string) {
 	if p == nil || p.dead() || s.op.held(m) {
 		return
 	}
-	s.hits[name]++
+	s.hit(name, 1)
 	w.tell("fault: %s at %s, %s", name, m.name, other.name)
 	switch name {
 	case "kill":
