@@ -134,6 +134,7 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 	if r.role != wire.RoleSlave {
 		r.stepDown(fmt.Sprintf("server %v leads epoch %v", p.id, j.Epoch))
 	}
+	r.stopResync() // from another master, or over another link; it goes on when this Join is durable
 	newEpoch := r.hard.Following != j.Epoch
 	r.hard.Promised, r.hard.Following = j.Epoch, j.Epoch
 	if newer(&j.State, &r.hard.State) {
