@@ -50,7 +50,7 @@ func (b *bench) away(ctx context.Context) (err error) {
 		c.stop()
 		err = errors.Join(err, os.RemoveAll(dir))
 	}()
-	if err := errors.Join(c.startAll(), c.awaitHealthy(ctx)); err != nil {
+	if err := c.up(ctx); err != nil {
 		return err
 	}
 	for _, step := range []func(context.Context, *cluster, int64) error{b.missed, b.crashStart, b.catchUp, b.resync, b.failover} {
@@ -90,8 +90,10 @@ func (b *bench) crashStart(ctx context.Context, c *cluster, bytes int64) error {
 	a.proc.kill()
 	other.proc.kill()
 	began := time.Now()
-	if err := errors.Join(c.start(a), c.start(other)); err != nil {
-		return err
+	for _, s := range []*server{a, other} {
+		if err := c.start(s); err != nil {
+			return err
+		}
 	}
 	if _, err := firstAnswer(ctx, loopback(a.nbd), "vol0", cmdRead); err != nil {
 		return err

@@ -101,6 +101,14 @@ func (c *cluster) startAll() error {
 	return nil
 }
 
+// up starts all and waits until they are healthy.
+func (c *cluster) up(ctx context.Context) error {
+	if err := c.startAll(); err != nil {
+		return err
+	}
+	return c.awaitHealthy(ctx)
+}
+
 // stop stops all that run, at once: one after the other, each would hand its volumes to the next.
 func (c *cluster) stop() {
 	var ending []*process
@@ -124,7 +132,7 @@ func (s *server) status(ctx context.Context) (*blockrepl.Status, error) {
 	return &st, s.ask(ctx, http.MethodGet, "/v1/status", nil, &st)
 }
 
-// ask sends a request to the admin address and decodes the answer.
+// ask sends a request to the admin address and decodes the answer, or gives it as it is when out is a *[]byte.
 func (s *server) ask(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {
@@ -153,7 +161,11 @@ func (s *server) ask(ctx context.Context, method, path string, in, out any) erro
 	if resp.StatusCode/100 != 2 {
 		return fmt.Errorf("server %s answers %s to %s: %s", s.id, resp.Status, path, strings.TrimSpace(string(text)))
 	}
-	if out == nil {
+	switch to := out.(type) {
+	case nil:
+		return nil
+	case *[]byte:
+		*to = text
 		return nil
 	}
 	if err := json.Unmarshal(text, out); err != nil {
@@ -267,11 +279,11 @@ func startBlockrepl(n int) func(b *bench, dir string) (*peer, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := errors.Join(c.startAll(), c.awaitHealthy(b.ctx)); err != nil {
+		if err := c.up(b.ctx); err != nil {
 			c.stop()
 			return nil, err
 		}
-		return &peer{uri: c.servers[0].uri(), procs: c.procs(), peerPorts: c.peerPorts(), copies: n,
+		return &peer{uri: c.servers[0].uri(), procs: c.procs(), peerPorts: c.peerPorts(), cluster: c,
 			settle: c.settle, stop: c.stop}, nil
 	}
 }

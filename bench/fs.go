@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -102,11 +101,12 @@ func (b *bench) sampleTree(ctx context.Context, round int, archive string, p *pe
 		return nil, fmt.Errorf("make mount point: %w", err)
 	}
 
-	m, err := startMeter(ctx, p)
+	m, err := startMeter(ctx, b.place, p)
 	if err != nil {
 		return nil, err
 	}
-	before, err := loopWritten(loop)
+	stat := "/sys/block/" + filepath.Base(loop) + "/stat"
+	before, err := deviceWritten(stat)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func (b *bench) sampleTree(ctx context.Context, round int, archive string, p *pe
 		return nil, err
 	}
 	s.ElapsedSecond = time.Since(began).Seconds()
-	after, err := loopWritten(loop)
+	after, err := deviceWritten(stat)
 	if err != nil {
 		return nil, err
 	}
@@ -174,22 +174,4 @@ func unpack(ctx context.Context, archive, dir string) error {
 		return nil
 	}
 	return err
-}
-
-// loopWritten is how many bytes were written to a loop device.
-func loopWritten(loop string) (int64, error) {
-	path := "/sys/block/" + filepath.Base(loop) + "/stat"
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0, fmt.Errorf("read sectors written: %w", err)
-	}
-	fields := strings.Fields(string(text))
-	if len(fields) < 7 {
-		return 0, fmt.Errorf("read sectors written: %d fields in %s, want 7 and more", len(fields), path)
-	}
-	sectors, err := strconv.ParseInt(fields[6], 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("read sectors written in %s: %w", path, err)
-	}
-	return sectors * 512, nil
 }

@@ -131,13 +131,13 @@ func (b *bench) runJob(ctx context.Context, round int, j job) error {
 
 // sample runs one load on one peer.
 func (b *bench) sample(ctx context.Context, round int, j job, p *peer) (*Sample, error) {
-	m, err := startMeter(ctx, p)
+	m, err := startMeter(ctx, b.place, p)
 	if err != nil {
 		return nil, err
 	}
 	s := &Sample{Round: round, Job: j.name, Peer: p.name}
 	began := time.Now()
-	if err := b.runFio(ctx, j, p, s); err != nil {
+	if err := b.profileJob(ctx, j, p, func() error { return b.runFio(ctx, j, p, s) }); err != nil {
 		return nil, err
 	}
 	s.ElapsedSecond = time.Since(began).Seconds()

@@ -39,6 +39,7 @@ type options struct {
 	json, out   string
 	from        string
 	binary      string // of blockrepl; "" = build it
+	profile     string // directory for CPU profiles; "" = none
 }
 
 func main() {
@@ -68,6 +69,7 @@ func parseFlags(args []string) (*options, error) {
 	fs.StringVar(&o.out, "out", "bench/out", "write results.json, RESULTS.md and results.svg into `DIR`")
 	fs.StringVar(&o.from, "from", "", "measure nothing, read the samples of `FILE`")
 	fs.StringVar(&o.binary, "binary", "", "measure this blockrepl `PROGRAM` (default: build ./cmd/blockrepl)")
+	fs.StringVar(&o.profile, "profile", "", "write a CPU profile of every blockrepl server and job into `DIR`")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}

@@ -17,7 +17,6 @@ const clockTick = 10 * time.Millisecond
 type usage struct {
 	cpu        time.Duration
 	rssBytes   int64 // now
-	diskBytes  int64 // handed to the block layer, by fsync or later
 	writeCalls int64
 }
 
@@ -33,18 +32,15 @@ func readUsage(pid int) (usage, error) {
 	}
 	io, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
 	if err != nil {
-		return u, fmt.Errorf("read bytes written: %w", err)
+		return u, fmt.Errorf("read write calls: %w", err)
 	}
 	for line := range strings.Lines(string(io)) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
 		n, err := strconv.ParseInt(value, 10, 64)
 		if err != nil {
-			return u, fmt.Errorf("read bytes written by process %d: %w", pid, err)
+			return u, fmt.Errorf("read write calls of process %d: %w", pid, err)
 		}
-		switch key {
-		case "write_bytes":
-			u.diskBytes = n
-		case "syscw":
+		if key == "syscw" {
 			u.writeCalls = n
 		}
 	}
@@ -117,15 +113,43 @@ func sumSocketBytes(text string) int64 {
 	return sum
 }
 
+// sectorBytes is the unit of /sys/block/DEVICE/stat on every disk.
+const sectorBytes = 512
+
+// deviceWritten is how many bytes a block device was told to write, from its stat file.
+func deviceWritten(path string) (int64, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, fmt.Errorf("read sectors written: %w", err)
+	}
+	fields := strings.Fields(string(text))
+	if len(fields) < 7 {
+		return 0, fmt.Errorf("read sectors written: %d fields in %s, want 7 and more", len(fields), path)
+	}
+	sectors, err := strconv.ParseInt(fields[6], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read sectors written in %s: %w", path, err)
+	}
+	return sectors * sectorBytes, nil
+}
+
 // meter measures what a load costs a peer's servers.
 type meter struct {
+	place  *place
 	peer   *peer
 	before map[string]usage
 	sent   int64
+	disk   int64
 }
 
-func startMeter(ctx context.Context, p *peer) (*meter, error) {
-	m := &meter{peer: p, before: map[string]usage{}}
+// startMeter first lets the file system write out what earlier loads have left in the page cache: else the next peer would
+// wait for it, and its disk bytes would hold it.
+func startMeter(ctx context.Context, pl *place, p *peer) (*meter, error) {
+	m := &meter{place: pl, peer: p, before: map[string]usage{}}
+	var err error
+	if m.disk, err = pl.written(ctx); err != nil {
+		return nil, err
+	}
 	for _, proc := range p.procs {
 		u, err := readUsage(proc.pid())
 		if err != nil {
@@ -133,7 +157,6 @@ func startMeter(ctx context.Context, p *peer) (*meter, error) {
 		}
 		m.before[proc.role] = u
 	}
-	var err error
 	m.sent, err = peerBytes(ctx, p.peerPorts)
 	return m, err
 }
@@ -155,9 +178,13 @@ func (m *meter) stop(ctx context.Context, s *Sample) error {
 		was := m.before[proc.role]
 		s.CPUSeconds[proc.role] = (u.cpu - was.cpu).Seconds()
 		s.MemoryBytes[proc.role] = u.rssBytes
-		s.DiskBytes += u.diskBytes - was.diskBytes
 		s.WriteCalls += u.writeCalls - was.writeCalls
 	}
+	disk, err := m.place.written(ctx)
+	if err != nil {
+		return err
+	}
+	s.DiskBytes = disk - m.disk
 	sent, err := peerBytes(ctx, m.peer.peerPorts)
 	s.PeerBytes = max(0, sent-m.sent) // a link that broke starts from 0
 	return err

@@ -17,8 +17,8 @@ type peer struct {
 	file      string // of the floor
 	dir       string
 	procs     []*process
-	peerPorts []int // where servers of this peer accept each other
-	copies    int
+	peerPorts []int    // where servers of this peer accept each other
+	cluster   *cluster // of blockrepl, else nil
 
 	// settle waits until work that was acknowledged but put off is done; nil when nothing is ever put off.
 	settle func(ctx context.Context) error
@@ -112,7 +112,7 @@ func stopAll(procs []*process) {
 
 func startFloor(b *bench, dir string) (*peer, error) {
 	file, err := b.imageFile(dir, "disk.img")
-	return &peer{file: file, copies: 1, stop: func() {}}, err
+	return &peer{file: file, stop: func() {}}, err
 }
 
 // startOne starts a server that is one process and serves one file at one port.
@@ -141,7 +141,7 @@ func single(proc *process, port int, err error) (*peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &peer{uri: "nbd://" + loopback(port), procs: []*process{proc}, copies: 1, stop: proc.stop}, nil
+	return &peer{uri: "nbd://" + loopback(port), procs: []*process{proc}, stop: proc.stop}, nil
 }
 
 func startNbdkit(b *bench, dir string) (*peer, error) {
@@ -162,7 +162,7 @@ func startQemuNBD(b *bench, dir string) (*peer, error) {
 
 // startQuorum makes what a home-made RAID-1 over NBD is with QEMU: writes go to all three, reads are compared.
 func startQuorum(b *bench, dir string) (p *peer, err error) {
-	p = &peer{copies: 3}
+	p = &peer{}
 	p.stop = func() { stopAll(p.procs) }
 	defer func() {
 		if err != nil {

@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // place is where the servers keep their data: an ext4 on a loop device whose file is in memory (root), so that the
@@ -17,6 +19,7 @@ type place struct {
 	tmp  string // of everything else: program, logs, sockets
 	kind string // for the report
 
+	stat string         // of the block device below, "" when there is none
 	undo []func() error // in the order to be run backwards
 }
 
@@ -65,6 +68,7 @@ func (pl *place) useDirectory(parent, kind string) error {
 	}
 	pl.onClose(func() error { return os.RemoveAll(dir) })
 	pl.dir, pl.kind = dir, kind
+	pl.findDevice()
 	return nil
 }
 
@@ -101,7 +105,28 @@ func (pl *place) mountRAM(ctx context.Context, o *options) error {
 	}
 	pl.onClose(func() error { return cleanup("umount", "-l", dir) })
 	pl.dir, pl.kind = dir, "ext4 on a loop device in memory"
+	pl.findDevice()
 	return nil
+}
+
+// findDevice finds the statistics of the block device; overlays and network file systems have none.
+func (pl *place) findDevice() {
+	var st unix.Stat_t
+	if err := unix.Stat(pl.dir, &st); err != nil {
+		return
+	}
+	path := fmt.Sprintf("/sys/dev/block/%d:%d/stat", unix.Major(st.Dev), unix.Minor(st.Dev))
+	if _, err := os.Stat(path); err == nil {
+		pl.stat = path
+	}
+}
+
+// written flushes the file system and gives what its device has ever written, in bytes; 0 when that cannot be known.
+func (pl *place) written(ctx context.Context) (int64, error) {
+	if err := command(ctx, "sync", "-f", pl.dir); err != nil || pl.stat == "" {
+		return 0, err
+	}
+	return deviceWritten(pl.stat)
 }
 
 // cleanup runs a command although the run may have been cancelled.

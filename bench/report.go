@@ -35,9 +35,9 @@ server. In the jobs without fsync blockrepl therefore does more work for its ack
 driver compares all copies when it reads, which is its default.
 
 CPU is that of all server processes of a peer, the client apart, from /proc/PID/stat, including what blockrepl does after
-the last acknowledgement (applying to the image). Disk bytes are what the processes handed to the block layer, peer bytes
-what the sockets between servers carried in both directions, each per byte that the client wrote; reads write nothing, so
-their figures there are only the quiet tail of what came before. The tree job formats ext4 on a loop device over nbdfuse,
+the last acknowledgement (applying to the image). Disk bytes are what the block device of the data has written, with the
+file system's own, from a sync before the load to one after it (on a disk that others use, theirs too); peer bytes are what
+the sockets between servers carried in both directions; each is per byte that the client read or wrote. The tree job formats ext4 on a loop device over nbdfuse,
 unpacks source files and syncs; its client bytes are those that the loop device wrote.
 `
 

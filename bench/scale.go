@@ -61,7 +61,7 @@ func (b *bench) oneServer(ctx context.Context, o clusterOptions, f func(*cluster
 		c.stop()
 		err = errors.Join(err, os.RemoveAll(dir))
 	}()
-	if err := errors.Join(c.startAll(), c.awaitHealthy(ctx)); err != nil {
+	if err := c.up(ctx); err != nil {
 		return err
 	}
 	return f(c, c.servers[0])
