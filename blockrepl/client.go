@@ -129,6 +129,9 @@ func (v *Volume) Connect(ctx context.Context, info ClientInfo) (*Conn, error) {
 	return c, nil
 }
 
+// FastZero reports whether zeroes of any length take this server a moment.
+func (v *Volume) FastZero() bool { return v.img.FastZero() }
+
 // ReadOnly reports whether writes are refused.
 func (c *Conn) ReadOnly() bool { return c.readOnly }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -12,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/zeebo/xxh3"
+	"golang.org/x/sys/unix"
 
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -460,4 +463,24 @@ func TestFullFileSystemHoldsReadsUntilTheChangesFit(t *testing.T) {
 	model := make([]byte, size)
 	replay(model, batch)
 	whole(t, im, model)
+}
+
+func TestZeroesAreFastWhereHolesCanBePunched(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	content := bytes.Repeat([]byte{7}, 64<<10)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(Options{Path: path, Size: 32 << 10}) // the file is longer than the volume
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	want := unix.Fallocate(im.disk.(*file).fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 1<<20, 4096) == nil
+	if got := im.FastZero(); got != want {
+		t.Errorf("FastZero %v, the file system says %v", got, want)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("asking changed the file: %d bytes, %v", len(got), err)
+	}
 }

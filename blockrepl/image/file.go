@@ -22,6 +22,7 @@ type file struct {
 	block  int64 // of a device: what zero-out must be aligned to; else 1
 
 	// What the kernel said it cannot do here is not asked again.
+	punches  bool // asked once, when it is opened
 	noNowait atomic.Bool
 	noPunch  bool
 	noZero   bool

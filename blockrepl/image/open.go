@@ -185,6 +185,7 @@ func (im *Image) openDevice(o *Options) (err error) {
 }
 
 func (im *Image) use(d *file) {
+	d.probe()
 	im.disk = d
 	im.size.Store(d.size)
 }

@@ -122,3 +122,17 @@ func unsupported(err error) bool {
 	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) ||
 		errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV)
 }
+
+// FastZero reports whether zeroes of any length take a moment here: the file
+// system can punch holes. A device's zero-out may be as slow as writing.
+func (im *Image) FastZero() bool {
+	d, ok := im.disk.(*file)
+	return ok && d.punches
+}
+
+// probe asks behind the file's end, where a hole changes nothing; the file may be
+// longer than the volume.
+func (d *file) probe() {
+	st, err := d.f.Stat()
+	d.punches = err == nil && !d.device && d.fallocate(unix.FALLOC_FL_PUNCH_HOLE, max(st.Size(), d.size), 4096) == nil
+}

@@ -40,7 +40,7 @@ func (e *exports) Describe(_ context.Context, c *nbd.Client, name string) (nbd.I
 	if err != nil {
 		return nbd.Info{}, err
 	}
-	return e.info(v.Name(), v.Size(), want.ReadOnly || want.Stale), nil
+	return e.info(v, v.Size(), want.ReadOnly || want.Stale), nil
 }
 
 // Open connects the client. It waits until the volume has come into being.
@@ -62,7 +62,7 @@ func (e *exports) Open(ctx context.Context, c *nbd.Client, name string) (nbd.Dis
 	if err != nil {
 		return nil, nbd.Info{}, clientError(err)
 	}
-	return &disk{conn: conn}, e.info(v.Name(), conn.Size(), conn.ReadOnly()), nil
+	return &disk{conn: conn}, e.info(v, conn.Size(), conn.ReadOnly()), nil
 }
 
 // find reads the name and decides whether this client may have it. A volume that
@@ -87,15 +87,17 @@ func (e *exports) find(c *nbd.Client, name string) (exportName, *blockrepl.Volum
 	return want, v, nil
 }
 
-func (e *exports) info(name string, size int64, readOnly bool) nbd.Info {
+func (e *exports) info(v *blockrepl.Volume, size int64, readOnly bool) nbd.Info {
 	return nbd.Info{
-		Name:        name,
-		Description: "blockrepl volume " + name + ", " + e.about,
+		Name:        v.Name(),
+		Description: "blockrepl volume " + v.Name() + ", " + e.about,
 		Size:        size,
 		ReadOnly:    readOnly,
 		// A write completes when it is durable, so any connection's flush, to
 		// any server, covers all.
 		MultiConn: true,
+		// A zero is a record without payload; what is left is this server's image.
+		FastZero: v.FastZero(),
 	}
 }
 
