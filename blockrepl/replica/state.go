@@ -137,15 +137,12 @@ func ancestor(h []wire.EpochStart, cur, s *wire.State) bool {
 }
 
 // splitBrain reports whether two states can both have acknowledged writes that
-// the other lacks: neither is the other's ancestor, and the later epoch's master
-// was not in the earlier one's in-sync set, so that the earlier could commit
-// without it.
+// the other lacks: neither is the other's ancestor, and no server is in both
+// in-sync sets. One that is promised the later epoch without having joined the
+// earlier (else the later would be built on it), so the earlier never committed.
 func splitBrain(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wire.State) bool {
 	if a.Epoch == b.Epoch || ancestor(ah, a, b) || ancestor(bh, b, a) {
 		return false
 	}
-	if b.Epoch.Less(a.Epoch) {
-		return !inSync(b, a.Master)
-	}
-	return !inSync(a, b.Master)
+	return !slices.ContainsFunc(a.InSync, func(m wire.Member) bool { return inSync(b, m.ID) })
 }
