@@ -9,6 +9,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES    := nbdkit qemu-utils libnbd-bin python3-libnbd nbd-client fio fuse3 e2fsprogs xfsprogs gnutls-bin mount iproute2 iptables
 FUZZTIME    ?= 20s
+TESTFLAGS   ?=
+TESTPACKAGES ?= 2
 # One test binary may take this long; all together stay below 15 minutes on two cores.
 TESTTIME    ?= 12m
 
@@ -25,12 +27,15 @@ build:
 run: build
 	bin/blockrepl dev
 
-## test: all tests, with real NBD clients
+## test: all tests, with real NBD clients; those with real processes last and alone,
+## since they watch the clock
 test: deps
-	go test -timeout $(TESTTIME) ./...
+	go test $(TESTFLAGS) -p $(TESTPACKAGES) -timeout $(TESTTIME) $$(go list ./... | grep -v /e2e$$)
+	go test -timeout $(TESTTIME) ./cmd/blockrepl/e2e
 
 ## ci: everything that must hold before a change lands
-ci: deps fmt vet lint cross build fuzz race
+ci: deps fmt vet lint cross build fuzz
+	$(MAKE) test TESTFLAGS=-race
 
 ## e2e: only the tests with real processes and real clients
 e2e: deps
@@ -62,9 +67,9 @@ cross:
 	CGO_ENABLED=0 GOARCH=amd64 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/blockrepl-linux-amd64 ./cmd/blockrepl
 	CGO_ENABLED=0 GOARCH=arm64 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/blockrepl-linux-arm64 ./cmd/blockrepl
 
-## race: all tests with the race detector, end-to-end tests among them
-race:
-	go test -race -timeout $(TESTTIME) ./...
+## race: all tests but those with real processes, with the race detector
+race: deps
+	go test -race -p $(TESTPACKAGES) -timeout $(TESTTIME) $$(go list ./... | grep -v /e2e$$)
 
 ## bench: side by side with other servers, see bench/
 bench: build
