@@ -326,8 +326,12 @@ func (p *peerLink) troubled(ls *links, err error) {
 	}
 	kind := "no link to server"
 	var r *wire.RefusedError
-	if errors.As(err, &r) {
+	var dial *net.OpError
+	switch {
+	case errors.As(err, &r):
 		kind = fmt.Sprintf("server does not agree (cause %d)", r.Cause)
+	case errors.As(err, &dial) && dial.Op == "dial":
+		kind = "server not reached" // news when it was: it may be starting, then refuse our certificate
 	}
 	p.mu.Lock()
 	news := p.trouble != kind
