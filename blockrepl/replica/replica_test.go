@@ -57,6 +57,29 @@ func TestWriteIsNotAnsweredBeforeASlaveIsDurable(t *testing.T) {
 	a.mustComplete(op)
 }
 
+// The greeting of a new link says what is fsynced; the journal may hold more of the
+// same epoch, and keeps it.
+func TestNewLinkInTheSameEpochSetsNothingAside(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "first"))
+	b.frozen = true
+	op := a.write(conn, 0, "second")
+	a.mustWait(op)
+	c.unlink(a, b)
+	c.link(a, b)
+	c.run()
+	a.mustWait(op)
+	b.frozen = false
+	b.step(Stored{b.waiting[len(b.waiting)-1]})
+	c.run()
+	a.mustComplete(op)
+	if len(b.aside) > 0 || b.r.last != a.r.last {
+		t.Errorf("b set %d records aside and ends at %v, the master at %v", len(b.aside), b.r.last, a.r.last)
+	}
+}
+
 func TestWriteThroughASlaveIsAnsweredWhenAppliedThere(t *testing.T) {
 	c := three(t, wire.Suspend)
 	b := c.node("b")

@@ -68,8 +68,22 @@ func (r *Replica) onJoin(p *peer, j *wire.Join) {
 				Reason: fmt.Sprintf("its record %d has another sum", j.Match.Seq)})
 			return
 		}
-		r.follow(p, j, nil)
+		r.follow(p, r.keeping(j), nil)
 	})
+}
+
+// keeping moves the place from which an epoch is followed to the end of this
+// journal, when the epoch is followed already: all of its tail came from that
+// master, only what was not yet fsynced when the link opened is missing in our
+// greeting. To set it aside would be for nothing, and a crash right after it would
+// look like a loss to the marks, which remember those records as durable.
+func (r *Replica) keeping(j *wire.Join) *wire.Join {
+	if j.Epoch != r.hard.Following || j.Match.Seq >= r.last.Seq || r.last.Seq > j.Last {
+		return j
+	}
+	k := *j
+	k.Match = r.last
+	return &k
 }
 
 // followAnew follows an epoch by a resync. Records that the master's history does
