@@ -51,6 +51,7 @@ type peer struct {
 	ackEpoch  record.Epoch
 	durable   record.Seq
 	applied   record.Seq
+	state0    uint64     // State.Number in the Join
 	streamed  record.Seq // the sender's cursor may go up to here
 	resyncing bool
 	admitting bool // waited for already, not yet in the in-sync set

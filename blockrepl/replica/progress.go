@@ -117,7 +117,7 @@ func (r *Replica) joinResync(p *peer, why string) {
 
 func (r *Replica) sendJoin(p *peer, match record.Pos, resync bool) {
 	p.joining = true
-	p.forwards = 0
+	p.forwards, p.state0 = 0, r.hard.State.Number
 	j := &wire.Join{
 		Epoch: r.epoch(), State: r.hard.State, History: slices.Clone(r.hard.History),
 		Match: match, Resync: resync, Last: r.last.Seq, Commit: r.commit,
@@ -165,6 +165,9 @@ func (r *Replica) onJoined(p *peer, j *wire.Joined) {
 		r.setState(p, CatchUp, "")
 	}
 	r.out.Streams = append(r.out.Streams, Stream{To: p.id, Session: p.session, Epoch: r.epoch(), From: j.Last.Seq + 1, End: r.last.Seq})
+	if p.state0 != r.hard.State.Number {
+		r.send(p, &wire.StateUpdate{State: r.hard.State}) // it changed since the Join
+	}
 	if c := r.m.change; c != nil && p.id != c.grow.ID {
 		r.send(p, &wire.StateUpdate{State: c.state}) // the link before may have lost it, or its answer
 	}
