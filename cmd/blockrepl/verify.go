@@ -43,7 +43,11 @@ func verify(c *cli.Context) error {
 	var r blockrepl.VerifyReport
 	request := blockrepl.VerifyRequest{Repair: c.Bool("repair")}
 	err = a.command(c, volumePath(volume, "verify"), request, &r, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: %s compared with server %s, %s differ\n", volume, humanBytes(r.ComparedBytes), r.Source, humanBytes(r.DifferentBytes))
+		outcome := "differ"
+		if r.Repaired {
+			outcome = "differed and were copied"
+		}
+		fmt.Fprintf(w, "%s: %s compared with server %s, %s %s\n", volume, humanBytes(r.ComparedBytes), r.Source, humanBytes(r.DifferentBytes), outcome)
 	})
 	if err != nil || r.DifferentBytes == 0 || r.Repaired {
 		return err

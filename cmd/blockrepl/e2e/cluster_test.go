@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -127,6 +128,12 @@ func (c *cluster) end() {
 		if s.cmd != nil {
 			s.cmd.Process.Signal(syscall.SIGCONT) // a stopped process dies too, but its children may not
 			s.kill()
+		}
+	}
+	for _, s := range c.servers {
+		// Of a killed server the exit status says nothing; its log does.
+		if text, err := os.ReadFile(s.log); err == nil && (bytes.Contains(text, []byte("DATA RACE")) || bytes.Contains(text, []byte("\npanic: "))) {
+			c.t.Errorf("server %s: a data race or a panic, see its log:\n%s", s.id, s.tail(200))
 		}
 	}
 	if !c.t.Failed() {

@@ -49,8 +49,7 @@ func ballast(t *testing.T, dir string, leave int64) (path string) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		t.Fatal(err)
 	}
-	path = filepath.Join(dir, "ballast")
-	f, err := os.Create(path)
+	f, err := os.CreateTemp(dir, "ballast")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +63,20 @@ func ballast(t *testing.T, dir string, leave int64) (path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path
+	return f.Name()
+}
+
+// awaitRefusals waits until clients hear that there is no space.
+func (l *load) awaitRefusals(c *cluster, id string) {
+	l.t.Helper()
+	from := l.space.Load()
+	c.await(time.Minute, "writes are refused for lack of space on "+id, func() (bool, string) {
+		v, err := c.server(id).volume()
+		if err != nil {
+			return false, err.Error()
+		}
+		return l.space.Load() > from+20, summary(v)
+	})
 }
 
 // TestFullDiskRefusesWritesAndRecovers fills the disk of a slave, then of the
@@ -82,38 +94,39 @@ func TestFullDiskRefusesWritesAndRecovers(t *testing.T) {
 		return filepath.Join(disks[id], "data")
 	}})
 	h := newHistory(rng, killBlocks)
-	l := startLoad(t, h, rng, loadSetup{clients: 1, depth: 8, reads: 2, only: "db", full: true, pause: time.Millisecond}, c.servers...)
+	l := startLoad(t, h, rng, loadSetup{clients: 1, depth: 8, reads: 2, only: "db", full: true, pause: time.Millisecond, wait: 3 * time.Second}, c.servers...)
 	l.awaitWrites(c, 100, soon)
 	for _, id := range []string{"b", "a"} {
-		path := ballast(t, disks[id], 300<<20) // below what is kept in reserve, above what urgent records may use
-		from := l.space.Load()
-		c.await(time.Minute, "writes are refused for lack of space on "+id, func() (bool, string) {
-			v, err := c.server(id).volume()
-			if err != nil {
-				return false, err.Error()
-			}
-			return l.space.Load() > from+20, summary(v)
-		})
-		rest := path + "2"
-		if err := os.Rename(path, rest); err != nil {
-			t.Fatal(err)
+		var full []string
+		if id == "a" {
+			// Slowly: below what is kept in reserve, but above what records that are
+			// numbered already may use; then to the last byte.
+			full = append(full, ballast(t, disks[id], 300<<20))
+			l.awaitRefusals(c, id)
+			full = append(full, ballast(t, disks[id], 0))
+			l.awaitRefusals(c, id)
+		} else {
+			// At once: what is numbered already waits in memory, and all that comes
+			// behind it.
+			full = append(full, ballast(t, disks[id], 64<<20))
+			c.awaitVolume(c.server(id), soon, "says that its disk is full", func(v *blockrepl.VolumeStatus) bool {
+				return v.State == blockrepl.StateSuspended && strings.Contains(v.Reason, "full")
+			})
 		}
-		path = ballast(t, disks[id], 0) // full to the last byte
-		c.await(time.Minute, "writes are still refused", func() (bool, string) { return l.space.Load() > from+60, "" })
 		for _, s := range c.servers {
 			if v, err := s.volume(); err != nil || v.State == blockrepl.StateFailed {
 				t.Fatalf("with the disk of %s full, server %s: %+v, %v", id, s.id, v, err)
 			}
 		}
-		if err := h.readAll(c.slave(), ""); err != nil {
-			t.Error(err)
-		}
-		for _, p := range []string{path, rest} {
-			if err := os.Remove(p); err != nil {
+		for _, path := range full {
+			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
 		}
 		l.awaitWrites(c, 100, soon)
+		if err := h.readAll(c.slave(), ""); err != nil {
+			t.Error(err)
+		}
 	}
 	t.Logf("%d writes completed, %d were refused", l.writes.Load(), l.space.Load())
 	c.ended(l)

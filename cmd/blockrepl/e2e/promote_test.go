@@ -256,6 +256,18 @@ func TestSplitBrainIsNamedAndResolved(t *testing.T) {
 		client.close()
 	}
 	c.finish()
+	q := c.listed(m).Quarantines
+	if len(q) == 0 {
+		t.Fatalf("nothing is quarantined on %s, whose side was not kept", m.id)
+	}
+	found := false
+	for i := range q {
+		o := cli(t, "journal", "show", m.dir, volumeName, "--quarantine", q[i].ID, "--data")
+		found = found || strings.Contains(o.stdout, "leftleft")
+	}
+	if !found {
+		t.Errorf("the write that was not kept is in none of the quarantines %+v", q)
+	}
 }
 
 // TestStopHandsMastershipOver stops the master by SIGTERM under load: it ends in
