@@ -283,6 +283,19 @@ func (r *Replica) lacks(g *wire.Greeting) bool {
 	return true
 }
 
+// lost says why the small state itself proves that the journal of server self once
+// went beyond last: the image holds more, or an epoch of its own begins above,
+// whose record was in the same batch as its name. "" when it proves nothing.
+func (h *Hard) lost(self record.ServerID, last record.Seq) string {
+	if h.Checkpoint > last {
+		return fmt.Sprintf("the image holds number %d; the journal ends at %d", h.Checkpoint, last)
+	}
+	if n := len(h.History); n > 0 && h.Following.Server == self && h.History[n-1].Epoch == h.Following && h.History[n-1].First.Seq > last {
+		return fmt.Sprintf("epoch %v of this server begins at number %d; the journal ends at %d", h.Following, h.History[n-1].First.Seq, last)
+	}
+	return ""
+}
+
 // forgets takes in that this server's past is not to be believed.
 func (r *Replica) forgets(why string) {
 	if r.forgot != "" || mutated("believe a server that forgot") {

@@ -116,6 +116,9 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 		r.forgot = ""
 	}
 	if r.forgot == "" {
+		r.forgot = r.hard.lost(cfg.Self, saved.Last.Seq)
+	}
+	if r.forgot == "" {
 		r.forgot = r.hard.Forgot
 	}
 	r.f.next = cfg.OpBase
