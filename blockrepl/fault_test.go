@@ -3,8 +3,10 @@ package blockrepl
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
@@ -228,4 +230,100 @@ func TestSuddenlyFullJournalWaitsForSpace(t *testing.T) {
 			c.equalImages(0, 1, 2)
 		})
 	}
+}
+
+// blind is an image file that cannot be read while on is set.
+type blind struct {
+	image.File
+	on *atomic.Bool
+}
+
+func (f *blind) ReadAt(p []byte, off int64) (int, error) {
+	if f.on.Load() {
+		return 0, syscall.EIO
+	}
+	return f.File.ReadAt(p, off)
+}
+
+// An error reply ends the client's file system; the other servers have the bytes.
+func TestReadThatTheImageFailsIsNotAnswered(t *testing.T) {
+	for _, servers := range []int{1, 2} {
+		t.Run(fmt.Sprintf("%d servers", servers), func(t *testing.T) {
+			var on atomic.Bool
+			c := newCluster(t, servers, nil)
+			c.change = func(o *Options) {
+				if o.ID != mustID("a") {
+					return
+				}
+				o.OpenImage = func(i image.Options) (*image.Image, error) {
+					i.OpenFile = func() (image.File, error) {
+						f, err := os.OpenFile(i.Path, os.O_RDWR|os.O_CREATE, 0o600)
+						return &blind{f, &on}, err
+					}
+					return image.Open(i)
+				}
+			}
+			for i := range servers {
+				c.start(i)
+			}
+			cl := c.connect(0, "client")
+			cl.write(0, bytes.Repeat([]byte("1"), 4096))
+			c.awaitHealthy(0)
+			on.Store(true)
+			err := cl.ReadAt(t.Context(), make([]byte, 4096), 0)
+			if servers == 1 {
+				if errors.Is(err, ErrAborted) || !errors.Is(err, syscall.EIO) {
+					t.Errorf("read on the only server: %v, want EIO", err)
+				}
+				return
+			}
+			if !errors.Is(err, ErrAborted) {
+				t.Errorf("read: %v, want ErrAborted", err)
+			}
+			st := c.await(0, "failed", func(s VolumeStatus) bool { return s.State == StateFailed })
+			if !strings.Contains(st.Reason, "image") {
+				t.Errorf("reason is %q", st.Reason)
+			}
+		})
+	}
+}
+
+// The mark of a resync says which extents the image has. They are gone with it.
+func TestImageLostInTheMiddleOfAResyncIsCopiedWhole(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	r := seeded(t)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	cl.write(0, noise(r, 64<<10))
+	cl.write(testSize/2, noise(r, 64<<10))
+	c.awaitHealthy(0, 1, 2)
+	c.stop(2, false)
+	if err := c.forget(0, "c", false); err != nil {
+		t.Fatal(err)
+	}
+	// As if the server had died when it had copied all but the last extent.
+	o := c.options(2)
+	j, err := journal.Open(journal.Options{Dir: JournalDir(o.DataDir), Logger: o.Logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs, err := LogsByName(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, _, err := LoadHard(logs["vol0"])
+	if err != nil || h.Checkpoint == 0 {
+		t.Fatalf("saved state %+v, %v", h, err)
+	}
+	h.Resync = &replica.ResyncMark{Base: h.Checkpoint, High: h.Checkpoint, Offset: testSize - 64<<10}
+	p, err := logs["vol0"].Write(journal.Batch{Meta: metaOps(&replica.Store{Hard: &h})})
+	if err == nil {
+		err = p.Wait()
+	}
+	if err = errors.Join(err, j.Close(), os.Remove(filepath.Join(o.DataDir, "images", "vol0.img"))); err != nil {
+		t.Fatal(err)
+	}
+	c.start(2)
+	c.awaitHealthy(0, 1, 2)
+	c.equalImages(0, 1, 2)
 }

@@ -160,6 +160,12 @@ func (m *marks) run(ctx context.Context) {
 			m.log.Warn("marks not written", "err", err)
 		}
 		failing = err != nil
+		if failing {
+			select { // once more, after marksEvery
+			case m.wake <- struct{}{}:
+			default:
+			}
+		}
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -196,6 +202,10 @@ func (m *marks) write() error {
 		err = m.file.Sync()
 	}
 	if err != nil {
+		// The slot may be torn: the next write goes there again, never to the other.
+		m.mu.Lock()
+		m.gen, m.dirty = gen-1, true
+		m.mu.Unlock()
 		return fmt.Errorf("write marks: %w", err)
 	}
 	return nil

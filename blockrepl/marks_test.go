@@ -1,9 +1,12 @@
 package blockrepl
 
 import (
+	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
@@ -183,5 +186,65 @@ func TestImageWithContentIsNotABlankServer(t *testing.T) {
 	c.await(0, "diverged", func(s VolumeStatus) bool { return s.State == StateDiverged })
 	if st := c.status(0); st.Role == "master" {
 		t.Error("a volume was created over foreign content")
+	}
+}
+
+// tornFile fails a write after it has destroyed what was there.
+type tornFile struct {
+	File
+	fail bool
+}
+
+func (f *tornFile) WriteAt(p []byte, off int64) (int, error) {
+	if f.fail {
+		_, err := f.File.WriteAt(make([]byte, len(p)), off)
+		return 0, errors.Join(syscall.EIO, err)
+	}
+	return f.File.WriteAt(p, off)
+}
+
+// A write that failed may have torn its slot. The other slot is the only one that is
+// left, so the next write must not go there.
+func TestFailedWriteOfMarksLeavesTheOtherSlot(t *testing.T) {
+	o := &Options{DataDir: t.TempDir(), Files: osFiles{}, Logger: slog.New(slog.DiscardHandler)}
+	m, err := openMarks(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vol := record.VolumeID{1}
+	k := mark{durable: record.Pos{Seq: 7, Sum: 8}}
+	m.set(vol, k, false)
+	if err := m.write(); err != nil {
+		t.Fatal(err)
+	}
+	torn := &tornFile{File: m.file, fail: true}
+	m.file = torn
+	m.set(vol, mark{durable: record.Pos{Seq: 9, Sum: 9}}, false)
+	for range 3 {
+		if err := m.write(); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("write: %v, want EIO", err)
+		}
+		again, err := openMarks(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := again.get(vol); got != k {
+			t.Errorf("after a failed write the marks are %+v, want %+v", got, k)
+		}
+		if err := again.close(); err != nil {
+			t.Error(err)
+		}
+	}
+	torn.fail = false
+	if err := m.write(); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := openMarks(o); err != nil || again.get(vol).durable.Seq != 9 {
+		t.Errorf("marks that were written at last: %+v, %v", again.get(vol), err)
+	} else if err := again.close(); err != nil {
+		t.Error(err)
+	}
+	if err := m.close(); err != nil {
+		t.Error(err)
 	}
 }

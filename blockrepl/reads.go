@@ -2,10 +2,12 @@ package blockrepl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"syscall"
 	"time"
 
+	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 )
 
@@ -76,14 +78,33 @@ func (c *Conn) lookNow(see func() error) (bool, error) {
 		if !v.stale.Load() {
 			return false, nil
 		}
-		err := see()
+		err := v.unanswerable(see())
 		return v.stale.Load() && v.mixed.Load() == mixed, err
 	}
 	if v.lease.Load() == 0 || v.app.applied.Load() < v.commit.Load() {
 		return false, nil
 	}
-	err := see()
+	err := v.unanswerable(see())
 	return int64(v.s.opt.Clock()) < v.lease.Load(), err
+}
+
+// unanswerable keeps a failing image from being told to a client: an error reply
+// ends the client's file system, while another server has the same bytes. The
+// server's part in the volume ends instead, as it does when the image cannot be
+// written. On the only server of a volume a failed read is told: nobody else can
+// answer, and the rest of the image can still be read.
+func (v *Volume) unanswerable(err error) error {
+	var e *image.Error
+	switch {
+	case err == nil || !errors.As(err, &e):
+		return err
+	case errors.Is(err, image.ErrClosed), errors.Is(err, image.ErrRange):
+	case len(v.opt.Servers) == 1 && !errors.Is(err, image.ErrFailed) && !errors.Is(err, image.ErrNoSpace):
+		return err
+	default:
+		v.fail("image", err)
+	}
+	return fmt.Errorf("%w: %w", ErrAborted, err)
 }
 
 // look runs see when the image is current; it waits for that.
@@ -119,7 +140,7 @@ func (c *Conn) lookInTurn(ctx context.Context, see func() error) (bool, error) {
 	}
 	select {
 	case mixed := <-w.turn:
-		err := see()
+		err := v.unanswerable(see())
 		return v.mixed.Load() == mixed, err
 	case <-c.gone:
 		return false, ErrAborted

@@ -194,7 +194,8 @@ func (v *Volume) openImage(saved *replica.Saved) error {
 	}
 	v.img = img
 	switch {
-	case known && img.Created() && saved.Hard.Checkpoint > 0 && saved.Hard.Resync == nil && saved.Forgot == "":
+	case known && img.Created() && (saved.Hard.Checkpoint > 0 || saved.Hard.Resync != nil) && saved.Forgot == "":
+		// In the middle of a resync too: the mark speaks of extents that were in it.
 		saved.Forgot = fmt.Sprintf("the image %s was missing", v.opt.Image)
 	case !known && !img.Blank() && saved.Forgot == "":
 		saved.Forgot = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
@@ -298,16 +299,18 @@ func (v *Volume) finish() {
 
 // publish lets readers and senders see where the volume is.
 func (v *Volume) publish() {
-	// The commit number first: a reader that still sees the old lease and the new
+	// The epoch first: a sender that still sees the old one has read the old commit
+	// number before it, never one that speaks of another past's records.
+	if e := v.rep.Epoch(); v.epoch.Load() == nil || *v.epoch.Load() != e {
+		v.epoch.Store(&e)
+	}
+	// Then the commit number: a reader that still sees the old lease and the new
 	// number merely waits.
 	v.commit.Store(uint64(v.rep.Commit()))
 	v.lease.Store(int64(v.rep.Lease()))
 	v.floor.Store(uint64(v.rep.Floor()))
 	v.stale.Store(v.rep.StaleReadable())
 	v.size.Store(v.rep.Size())
-	if e := v.rep.Epoch(); v.epoch.Load() == nil || *v.epoch.Load() != e {
-		v.epoch.Store(&e)
-	}
 	if !v.isCreated && v.uuid.Load() != nil && v.rep.Commit() > 0 && v.known() {
 		v.isCreated = true
 		close(v.created)
