@@ -4,9 +4,7 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
-	"time"
 
-	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
 	"golang.org/x/time/rate"
@@ -102,8 +100,7 @@ func (a *answerer) answer(l *link, m *wire.HashQuery) error {
 
 // pause lets clients' work go first: while they write, resync has a budget.
 func (a *answerer) pause(n int64) error {
-	busy := replica.Time(a.v.busyAt.Load())
-	if busy == 0 || a.v.s.opt.Clock().Sub(busy) > time.Second {
+	if !a.v.busy() {
 		return nil
 	}
 	return a.limit.WaitN(a.ctx, int(n))

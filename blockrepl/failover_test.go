@@ -290,3 +290,31 @@ func rot(t *testing.T, c *cluster, i int, off int64) {
 		t.Fatal(err)
 	}
 }
+
+func TestAbsentWithinKeepCatchesUpFromTheJournalWhileWritesGoOn(t *testing.T) {
+	c := newCluster(t, 3, func(o *Options) { o.RingBytes = ringShareMin })
+	r := seeded(t)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	cl.write(0, noise(r, 4096))
+	c.awaitHealthy(0, 1, 2)
+	c.kill(2)
+	if err := c.forget(0, "c", false); err != nil {
+		t.Fatal(err)
+	}
+	for range 40 {
+		cl.write(int64(4096*r.IntN(256)), noise(r, 256<<10))
+	}
+	c.start(2)
+	for n := 0; c.status(2).State != StateHealthy; n++ {
+		cl.write(int64(4096*(n%2048)), bytes.Repeat([]byte(fmt.Sprint(n)), 512))
+		if n > 100000 {
+			t.Fatal("never caught up")
+		}
+	}
+	if n := c.status(0).Counters["resync_bytes"]; n != 0 {
+		t.Errorf("%d bytes were resynced", n)
+	}
+	c.awaitHealthy(0, 1, 2)
+	c.equalImages(0, 1, 2)
+}

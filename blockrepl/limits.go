@@ -25,7 +25,7 @@ const (
 	inboxBytesMax = 64 << 20
 	// storesMax bounds the journal batches under way. Beyond it the volume's loop
 	// waits for the disk.
-	storesMax = 4096
+	storesMax = 512
 
 	// backlogMax bounds the batches of a volume that wait in memory for space on
 	// the journal's disk, in bytes. Beyond it the volume fails on this server.
@@ -95,6 +95,10 @@ const (
 	// verifyTries is how often verify asks again for one block that was written
 	// meanwhile, before it gives up.
 	verifyTries = 100
+
+	// catchUpBusy is what kept records may be sent of a volume in a second while
+	// its clients write, in bytes.
+	catchUpBusy = 64 << 20
 
 	// marksEvery is how often the marks file is written at most.
 	marksEvery = 200 * time.Millisecond

@@ -138,3 +138,10 @@ func (r *ring) get(dst []*record.Record, from, to record.Seq, recordsMax int, by
 	}
 	return dst
 }
+
+// has reports whether the ring holds record seq.
+func (r *ring) has(seq record.Seq) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return seq >= r.first && seq < r.first+record.Seq(r.count)
+}

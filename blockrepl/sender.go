@@ -49,6 +49,7 @@ type cursor struct {
 	next  record.Seq // the first one not sent
 	end   record.Seq
 	ready bool // Invariant: true iff it is in outbox.ready
+	paid  bool // its next frame of kept records has waited for the limit
 }
 
 func (o *outbox) init(overflow func(string)) {
@@ -124,11 +125,19 @@ func (o *outbox) unstream(v *Volume) {
 	}
 }
 
+// later lets a cursor wait for its turn at the limit of kept records.
+func (o *outbox) later(c *cursor, d time.Duration) {
+	o.mu.Lock()
+	c.paid = true
+	o.mu.Unlock()
+	time.AfterFunc(d, func() { o.restream(c.v) })
+}
+
 // restream queues a volume's cursor again after missing records have come.
 func (o *outbox) restream(v *Volume) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if c := o.cursors[v]; c != nil && !c.ready && c.next <= c.end {
+	if c := o.cursors[v]; c != nil && !c.ready && c.next <= c.end && !o.closed {
 		c.ready = true
 		o.ready = append(o.ready, c)
 		o.wake.Signal()
@@ -177,6 +186,7 @@ func (o *outbox) take(dst []outgoing) (queue []outgoing, c *cursor, at cursor, o
 func (o *outbox) sent(c *cursor, at cursor, next record.Seq) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	c.paid = false
 	if c.next == at.next && c.epoch == at.epoch {
 		c.next = next
 	}
@@ -233,6 +243,12 @@ func (l *link) addFrame(w *wire.Writer, c *cursor, at cursor, recs []*record.Rec
 	if at.next > at.end {
 		return recs, nil
 	}
+	if !at.paid {
+		if d := at.v.catchUpDelay(at.next); d > 0 {
+			l.out.later(c, d)
+			return recs, nil
+		}
+	}
 	recs, err := at.v.records(recs, at.next, at.end, frameRecords, frameBytes)
 	if errors.Is(err, journal.ErrNotYet) {
 		return recs, nil // the journal waits for space; restream goes on
@@ -253,6 +269,21 @@ func (l *link) addFrame(w *wire.Writer, c *cursor, at cursor, recs []*record.Rec
 	}
 	l.out.sent(c, at, recs[len(recs)-1].Seq+1)
 	return recs, nil
+}
+
+// catchUpDelay is how long the sending of kept records from next on must wait, so
+// that clients' work goes first. What is in the ring is no catching up.
+func (v *Volume) catchUpDelay(next record.Seq) time.Duration {
+	if v.ring.has(next) || !v.busy() {
+		return 0
+	}
+	return v.catchUp.ReserveN(time.Now(), frameBytes).Delay()
+}
+
+// busy reports whether clients of any server have written lately.
+func (v *Volume) busy() bool {
+	at := replica.Time(v.busyAt.Load())
+	return at != 0 && v.s.opt.Clock().Sub(at) < time.Second
 }
 
 // write sends what w collected, in one system call where the connection has

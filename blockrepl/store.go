@@ -29,6 +29,9 @@ func (v *Volume) store(s *replica.Store) {
 	if v.dead {
 		return
 	}
+	if len(s.Records) > 0 {
+		v.busyAt.Store(int64(v.s.opt.Clock()))
+	}
 	err := v.openLog(s)
 	if err == nil {
 		v.follow(s)

@@ -15,6 +15,7 @@ import (
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 	"github.com/zeebo/xxh3"
+	"golang.org/x/time/rate"
 )
 
 // Volume is one volume on this server: the state machine and the goroutines that
@@ -65,8 +66,9 @@ type Volume struct {
 	// prefix: a read that was under way then is done again.
 	mixed  atomic.Uint64
 	full   atomic.Bool  // batches wait for space
-	busyAt atomic.Int64 // replica.Time of the last client operation
+	busyAt atomic.Int64 // replica.Time of the last batch of records
 
+	catchUp *rate.Limiter // kept records sent while clients write
 	clients clients
 	results results
 	sync    syncer
@@ -119,6 +121,7 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 	v.com = &committer{v: v, queue: make(chan storing, storesMax), at: mark{
 		durable: saved.Last, following: saved.Hard.Following, promised: saved.Hard.Promised,
 	}}
+	v.catchUp = rate.NewLimiter(catchUpBusy, 4*frameBytes)
 	v.sync.init(v)
 	v.mender.init(v)
 	v.answer.init(v)
@@ -254,7 +257,6 @@ func (v *Volume) round() {
 		v.step(now, ev)
 	}
 	if subs := v.clients.admit(v.subs[:0], t.ops); len(subs) > 0 {
-		v.busyAt.Store(int64(now))
 		v.step(now, replica.Submit{Ops: subs})
 		clear(subs)
 		v.subs = subs
