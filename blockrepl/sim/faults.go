@@ -136,6 +136,9 @@ func (s *Sim) strike() {
 	}
 	r := s.dice.fault
 	s.at(exp(r, s.prof.every), event{what: evFault})
+	if s.now < s.quiet {
+		return
+	}
 	x := r.Float64() * s.prof.total
 	for f := range faults {
 		if x -= s.prof.weight[f]; x < 0 && s.prof.weight[f] > 0 {
@@ -282,6 +285,14 @@ func (s *Sim) loseData(f fault, n *node) {
 			return // the copy may begin without asking m; nobody could know
 		}
 		m.spared = s.now + 3*int64(peerTimeout)
+		if n.markFile.durable.Seq < s.truth.last() || f == fOldCopy {
+			// Its own marks do not tell, so it is found out by others only if they
+			// are there to speak: nothing else goes wrong meanwhile.
+			if !s.sound(n) {
+				return
+			}
+			s.quiet = m.spared
+		}
 	}
 	s.hit(f, n)
 	s.crash(n, true)
@@ -302,10 +313,25 @@ func (s *Sim) loseData(f fault, n *node) {
 	s.at(exp(r, peerTimeout), event{what: evStart, n: n.i})
 }
 
-// witness is another member that runs and knows everything that n knows to be committed.
+// sound reports whether all but n run and everyone hears everyone.
+func (s *Sim) sound(n *node) bool {
+	for _, m := range s.nodes {
+		if m != n && (!m.up || m.paused || m.dead || m.sickDisk) {
+			return false
+		}
+		for _, k := range s.nodes {
+			if k != m && (s.blocked[m.i][k.i] || k != n && m != n && s.linkOf[m.i][k.i] == nil) {
+				return false
+			}
+		}
+	}
+	return s.oper.promote == 0 && s.now >= s.oper.until
+}
+
+// witness is another member that runs and knows of everything that is committed.
 func (s *Sim) witness(n *node) *node {
 	for _, m := range s.nodes {
-		if m != n && s.member(m) && m.up && !m.dead && !m.sickDisk && m.rep.Commit() >= n.rep.Commit() {
+		if m != n && s.member(m) && m.up && !m.dead && !m.sickDisk && m.rep.Commit() >= s.truth.last() {
 			return m
 		}
 	}

@@ -110,7 +110,7 @@ func (o *operator) usurp(s *Sim, n *node) {
 
 // usurped is the promotion, and sometimes a crash in its middle.
 func (o *operator) usurped(s *Sim, n *node) {
-	if o.promote != 0 || s.calm {
+	if o.promote != 0 || s.calm || s.now < s.quiet {
 		return
 	}
 	o.next++

@@ -83,6 +83,7 @@ type Sim struct {
 	marks   *Marks
 	calm    bool // faults have stopped
 	calmAt  int64
+	quiet   int64 // no fault strikes before
 	failure *Failure
 	trace   [traceMax]trace
 	traced  int
@@ -318,7 +319,7 @@ func (s *Sim) dispatch(ev *event) {
 	case evUsurp:
 		s.oper.usurped(s, n)
 	case evCrash:
-		if !s.calm {
+		if !s.calm && s.now >= s.quiet {
 			s.inflict(fCrash, n)
 		}
 	}
