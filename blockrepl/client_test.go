@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 )
 
 func TestWriteOutOfRangeIsRefused(t *testing.T) {
@@ -203,4 +205,41 @@ func TestResizeReachesEveryServer(t *testing.T) {
 	cl = c.connect(2, "client")
 	cl.wantRead(2*testSize-512, bytes.Repeat([]byte("2"), 512))
 	c.equalImages(0, 1, 2)
+}
+
+// A server that wakes from a long sleep asks the kernel about its clients before it
+// does anything else, also about those whose writes were taken in before the sleep.
+func TestWaitingWriteOfADepartedClientIsDroppedAfterASleep(t *testing.T) {
+	var slept, gone atomic.Bool
+	c := newCluster(t, 2, nil)
+	c.change = func(o *Options) {
+		o.fill()
+		if clock := o.Clock; o.ID == mustID("b") {
+			o.Clock = func() replica.Time {
+				if slept.Load() {
+					return clock().Add(10 * time.Second)
+				}
+				return clock()
+			}
+		}
+	}
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	cl := c.connectAs(1, ClientInfo{Identity: "client", Gone: gone.Load})
+	cl.write(0, bytes.Repeat([]byte("1"), 512))
+	c.kill(0)
+	c.await(1, "suspended", func(s VolumeStatus) bool { return s.State == StateSuspended })
+	done := make(chan error, 1)
+	go func() { done <- cl.change(OpWrite, 0, bytes.Repeat([]byte("2"), 512), 0) }()
+	c.await(1, "waiting", func(VolumeStatus) bool { _, waits := cl.oldest(); return waits })
+	gone.Store(true) // nobody asks while the write waits
+	slept.Store(true)
+	if err := <-done; !errors.Is(err, ErrAborted) {
+		t.Errorf("write: %v, want ErrAborted", err)
+	}
+	gone.Store(false)
+	c.start(0)
+	c.awaitHealthy(0, 1)
+	cl = c.connect(1, "client")
+	cl.wantRead(0, bytes.Repeat([]byte("1"), 512))
 }

@@ -48,6 +48,7 @@ type Volume struct {
 	eff       replica.Effects
 	nextTick  replica.Time
 	sweepAt   replica.Time
+	roundAt   replica.Time  // when the last round began
 	subs      []*replica.Op // scratch for Submit
 	dead      bool          // the journal failed: no Store is carried out any more
 	waiting   backlog       // store.go
@@ -253,6 +254,10 @@ func (v *Volume) round() {
 	if t.synced > 0 {
 		v.step(now, replica.ImageSynced{Seq: t.synced})
 	}
+	if v.roundAt != 0 && now.Sub(v.roundAt) > v.s.opt.PeerTimeout/2 {
+		v.departed(now)
+	}
+	v.roundAt = now
 	for _, ev := range t.events {
 		v.step(now, ev)
 	}
@@ -277,6 +282,19 @@ func (v *Volume) round() {
 		v.clients.sweep(now)
 	}
 	v.finish()
+}
+
+// departed lets go of the connections whose clients have closed them, before anything
+// else is done by a loop that slept: the process was stopped, or the disk hung. What
+// those clients had sent may have been sent again elsewhere, and newer writes after
+// it, so whatever still waits here for a master must not go its way.
+func (v *Volume) departed(now replica.Time) {
+	for _, c := range v.clients.list() {
+		if !c.readOnly && c.info.Gone() {
+			v.step(now, replica.Gone{Conn: c.id})
+			c.abandon(ErrAborted)
+		}
+	}
 }
 
 // step lets the state machine take in one event. Effects of several steps are
