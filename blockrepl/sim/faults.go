@@ -124,9 +124,11 @@ func (p *profile) drop(f fault) {
 
 // hit notes that a fault met a server in its present state.
 func (s *Sim) hit(f fault, n *node) {
-	if s.marks.fine() || f < fLose {
-		s.marks.hit(f, n.state())
+	if f >= fLose {
+		s.marks.frames[f]++
+		return
 	}
+	s.marks.hit(f, n.state())
 }
 
 // strike is the next fault.

@@ -32,13 +32,51 @@ var stateNames = [states]string{"down", "blank", "lost", "redo", "following", "c
 // Marks count which fault met a server in which state, so that a run shows what
 // it tried and not only that it passed.
 type Marks struct {
-	count [faults][states]int
-	Fine  bool // count frames too
+	count  [faults][states]int
+	frames [faults]int // of the faults that come too often to look at states
 }
 
 func (m *Marks) hit(f fault, st state) { m.count[f][st]++ }
 
-func (m *Marks) fine() bool { return m.Fine }
+// must are the meetings that any run of some size has to bring about: every fault of
+// a machine with a server in every state, and every other fault at least once.
+var must = func() (list [faults][states]bool) {
+	for _, f := range []fault{fCrash, fPower, fPause, fIsolate} {
+		for st := stBlank; st < stFailed; st++ {
+			list[f][st] = true
+		}
+	}
+	for _, f := range []fault{fCut, fOneWay, fSlowDisk, fSickDisk, fReplace, fOldCopy, fLoseTail, fPromote, fStop, fUsurp} {
+		for _, st := range []state{stLost, stFollowing} {
+			list[f][st] = true
+		}
+	}
+	for _, f := range []fault{fSickDisk, fReplace, fLoseTail, fForget, fStop, fResize, fNoSpace} {
+		for _, st := range []state{stServing, stWriting} {
+			list[f][st] = true
+		}
+	}
+	list[fOldDead][stLost] = true
+	return list
+}()
+
+// missing are the meetings of must that did not come about.
+func (m *Marks) missing() []string {
+	var out []string
+	for f := fLose; f < faults; f++ {
+		if m.frames[f] == 0 {
+			out = append(out, f.String())
+		}
+	}
+	for f := range faults {
+		for st := range states {
+			if must[f][st] && m.count[f][st] == 0 {
+				out = append(out, fmt.Sprintf("%v at a server that is %s", f, stateNames[st]))
+			}
+		}
+	}
+	return out
+}
 
 // String is a table.
 func (m *Marks) String() string {
@@ -47,11 +85,14 @@ func (m *Marks) String() string {
 	for _, st := range stateNames {
 		fmt.Fprintf(&b, " %9s", st)
 	}
-	for f := range faults {
+	for f := range fLose {
 		fmt.Fprintf(&b, "\n%-10s", f)
 		for st := range states {
 			fmt.Fprintf(&b, " %9d", m.count[f][st])
 		}
+	}
+	for f := fLose; f < faults; f++ {
+		fmt.Fprintf(&b, "\n%-10s %9d", f, m.frames[f])
 	}
 	return b.String()
 }

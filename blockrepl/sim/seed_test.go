@@ -12,7 +12,7 @@ import (
 var (
 	seedFlag   = flag.Uint64("seed", 0, "replay this seed with its whole trace")
 	schedules  = flag.Int("schedules", 0, "how many schedules to play; 0: as many as -length allows")
-	lengthFlag = flag.Duration("length", 10*time.Second, "how long to play schedules")
+	lengthFlag = flag.Duration("length", freshSeconds*time.Second, "how long to play schedules")
 	fromFlag   = flag.Uint64("from", 0, "the first seed; 0: drawn from the clock")
 	offFlag    = flag.String("off", "", "faults that never strike, by name, separated by commas")
 )
@@ -65,6 +65,24 @@ func TestSchedules(t *testing.T) {
 	}
 	took := time.Since(began)
 	t.Logf("%d schedules, %d events, %.0f events/s, %d records committed\n%v", played, events, float64(events)/took.Seconds(), committed, marks)
+}
+
+// TestCoverage plays fixed seeds and looks what they tried: a schedule that meets
+// no fault in the state where it hurts proves nothing.
+func TestCoverage(t *testing.T) {
+	marks := &Marks{}
+	for seed := uint64(1); seed <= coverSeeds; seed++ {
+		if f := New(seed, Options{Marks: marks}).Run(); f != nil {
+			t.Fatalf("%v\n%s", f, shorten(f))
+		}
+	}
+	t.Logf("%d schedules\n%v", coverSeeds, marks)
+	if coverSeeds < 1000 {
+		return
+	}
+	for _, miss := range marks.missing() {
+		t.Errorf("never tried in %d schedules: %s", coverSeeds, miss)
+	}
 }
 
 // shorten looks which faults a failing seed needs, and how long.

@@ -1,0 +1,7 @@
+//go:build !race
+
+package sim
+
+// coverSeeds are the fixed seeds of TestCoverage, freshSeconds is how long
+// TestSchedules plays when no flag says otherwise.
+const coverSeeds, freshSeconds = 1500, 10
