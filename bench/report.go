@@ -25,7 +25,8 @@ func report(o *options, r *Result) error {
 
 const methodText = `Every peer is one or more real processes on this machine; the client reaches it over loopback TCP. All peers stand filled
 with the same content, one beside the other, and are asked in turn: round by round, job by job, peer by peer, the order of
-the peers rotating from round to round. A figure is the median of the rounds, ± half the distance of the extremes; × is the
+the peers rotating from round to round. blockrepl's disks are filled until its journal uses its files again, as it does ever
+after. A figure is the median of the rounds, ± half the distance of the extremes; × is the
 ratio of the medians to nbdkit's. Where a range follows a ratio it is what the samples allow at the very most and least.
 
 The client is fio's nbd engine (for the floor: its psync engine, depth 1), with fresh data for every write, half of every
