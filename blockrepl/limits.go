@@ -42,8 +42,11 @@ const (
 	applyBytes   = 4 << 20
 	applyRecords = 512
 	// checkpointBytes and checkpointEvery: the image is fsynced when either has
-	// been reached since the last time. They bound the redo after a crash.
-	checkpointBytes = 64 << 20
+	// been reached since the last time. They bound the redo after a crash, and let
+	// records be trimmed while half of the journal's memtable is still to be filled:
+	// with 64 MiB more of them reached a table (disk bytes a client byte of half-
+	// compressible data 1.75 instead of 1.63).
+	checkpointBytes = 32 << 20
 	checkpointEvery = 5 * time.Second
 
 	// readBytes is how much of the journal one iterator reads, in bytes: it keeps
