@@ -88,8 +88,38 @@ func (f *failStop) change(op, name string, fn func() error) error {
 }
 
 // Create is part of vfs.FS.
+//
+// Pebble's markers are empty files whose names say which manifest or format counts.
+// Pebble creates the manifest, then its marker, removes the old marker, and syncs
+// the directory once: a power cut in between, on a file system that does not keep
+// the order of names, leaves a marker of a manifest that is not there, or no marker
+// at all, which is a new and empty database. So the directory is synced before a
+// marker appears and before pebble goes on.
 func (f *failStop) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return f.create("create", name, func() (vfs.File, error) { return f.FS.Create(name, c) })
+	return f.create("create", name, func() (vfs.File, error) {
+		if !strings.HasPrefix(f.FS.PathBase(name), "marker.") {
+			return f.FS.Create(name, c)
+		}
+		if err := f.syncDirOf(name); err != nil {
+			return nil, err
+		}
+		file, err := f.FS.Create(name, c)
+		if err != nil {
+			return nil, err
+		}
+		if err := f.syncDirOf(name); err != nil {
+			return nil, errors.Join(err, file.Close())
+		}
+		return file, nil
+	})
+}
+
+func (f *failStop) syncDirOf(name string) error {
+	d, err := f.FS.OpenDir(f.FS.PathDir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // ReuseForWrite is part of vfs.FS.
