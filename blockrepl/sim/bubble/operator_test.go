@@ -265,7 +265,7 @@ func (o *operator) do(m *machine, st *blockrepl.VolumeStatus) {
 		o.run(m, "promote", blockrepl.PromoteRequest{OldMasterDead: o.noMaster() && o.member(m)}, nil)
 	case "forget":
 		at := m
-		if strings.HasPrefix(st.Next, "on the master") {
+		if strings.HasPrefix(st.Next, "on the master") && st.Master != "" {
 			at = o.w.machine(st.Master)
 		}
 		force := len(words) > 3 && words[3] == "--force" || len(o.w.machines) == 2

@@ -18,6 +18,7 @@ import (
 var (
 	schedules = flag.Int("schedules", 30, "how many random schedules run")
 	oneSeed   = flag.Uint64("seed", 0, "the one schedule to run; 0 draws some")
+	live      = flag.Bool("live", false, "print what happens when it happens, for a schedule that hangs")
 	showAll   = flag.Bool("trace", false, "a failure shows all that happened")
 )
 
@@ -145,7 +146,7 @@ func (s *schedule) profile() {
 		w.volume.Keep = 64 << 10 // absent servers need a resync
 	}
 	w.net.delay = []time.Duration{100 * time.Microsecond, 2 * time.Millisecond, 50 * time.Millisecond}[r.IntN(3)]
-	all := []string{"kill", "power", "kill in a call", "one way", "both ways", "reset", "damage", "promote", "old dead", "forget", "stop", "wall", "journal error", "image error", "power all"}
+	all := []string{"kill", "power", "kill in a call", "one way", "both ways", "reset", "damage", "promote", "old dead", "take over", "take over", "forget", "stop", "wall", "journal error", "image error", "power all"}
 	for _, name := range all {
 		if r.IntN(2) == 0 {
 			s.names = append(s.names, name)
@@ -264,6 +265,24 @@ func (s *schedule) fault(name string) {
 			time.Sleep(4 * time.Second)
 			p.die(100, false) // somebody restarts it
 		})
+	case "take over":
+		// The master dies, with what was under way, and another one takes its place.
+		if st, ok := m.status(); ok && st.Master != "" {
+			m = w.machine(st.Master)
+		}
+		if p = m.process(); p == nil || p.dead() || other == m {
+			return
+		}
+		keep := []int{100, 0, r.IntN(100)}[r.IntN(3)]
+		wait, away := time.Duration(r.ExpFloat64()*float64(time.Second)), time.Duration(r.ExpFloat64()*float64(3*time.Second))
+		p.die(keep, r.IntN(2) == 0)
+		s.later.Go(func() {
+			p.bury()
+			time.Sleep(wait)
+			s.op.oldDead(other)
+			time.Sleep(away)
+			s.op.restart(m)
+		})
 	case "promote":
 		s.op.promote(m)
 	case "old dead":
@@ -289,7 +308,7 @@ func (s *schedule) calm() {
 	s.op.finish()
 	w.bootAll()
 	w.await("every server healthy", healthyMax, func() bool {
-		if w.healthy(w.machines...) {
+		if w.serving() {
 			return true
 		}
 		s.op.obey()

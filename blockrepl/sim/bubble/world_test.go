@@ -135,6 +135,9 @@ func (w *world) tell(format string, args ...any) {
 	line := fmt.Sprintf("%12.6f ", time.Since(w.begin).Seconds()) + fmt.Sprintf(format, args...)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if *live {
+		fmt.Println(line)
+	}
 	w.trace = append(w.trace, line)
 	if len(w.trace) > 2*traceMax {
 		w.trace = slices.Clone(w.trace[traceMax:])
@@ -208,6 +211,16 @@ func (w *world) healthy(ms ...*machine) bool {
 			return false
 		}
 		last = st.Last
+	}
+	return true
+}
+
+// serving reports whether every server says that it is healthy. Clients may go on.
+func (w *world) serving() bool {
+	for _, m := range w.machines {
+		if !m.is(blockrepl.StateHealthy) {
+			return false
+		}
 	}
 	return true
 }
