@@ -104,6 +104,13 @@ func (o *operator) usurp(s *Sim, n *node) {
 		s.inflict(fPause, m)
 	} else {
 		s.inflict(fIsolate, m)
+		if r.IntN(2) == 0 { // the others notice, it does not
+			for _, k := range s.nodes {
+				if l := s.linkOf[k.i][m.i]; k != m && l != nil {
+					s.at(0, event{what: evLinkDown, n: k.i, run: k.run, a: l.session})
+				}
+			}
+		}
 	}
 	s.at(exp(r, peerTimeout/2), event{what: evUsurp, n: n.i, run: n.run})
 }
