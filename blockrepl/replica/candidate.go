@@ -147,7 +147,7 @@ func (r *Replica) onPrepare(p *peer, q *wire.Prepare) {
 		r.send(p, &wire.Promise{Epoch: q.Epoch, Reason: why, Greeting: *r.greeting()})
 		return
 	}
-	if r.hard.Promised.Less(q.Epoch) {
+	if r.hard.Promised.Less(q.Epoch) || mutated("promise an older epoch") {
 		if r.role != wire.RoleSlave {
 			r.stepDown(fmt.Sprintf("server %v takes epoch %v", p.id, q.Epoch))
 		}
