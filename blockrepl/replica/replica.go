@@ -67,6 +67,7 @@ type Replica struct {
 	memDirty int // acknowledgements since it was last stored
 	splitBy  record.ServerID
 	stopID   uint64          // the Stop command to be answered; 0: none
+	stepped  Time            // when the last event was taken
 	stopTo   record.ServerID // who was asked to take over then
 	trimmed  record.Seq
 	kept     keptBytes
@@ -137,6 +138,10 @@ func (r *Replica) SetWall(ns int64) { r.wall = ns }
 // Step takes in one event and appends to out what is to be done.
 func (r *Replica) Step(now Time, ev Event, out *Effects) {
 	r.now, r.out = max(now, r.now), out
+	if r.stepped != 0 && r.now.Sub(r.stepped) > r.cfg.PeerTimeout/2 {
+		r.woke()
+	}
+	r.stepped = r.now
 	if r.role != wire.RoleFailed {
 		if r.forgot != r.hard.Forgot {
 			r.hard.Forgot = r.forgot

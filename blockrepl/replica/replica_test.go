@@ -446,6 +446,28 @@ func TestStopAsksAnotherWhenTheOneItAskedIsGone(t *testing.T) {
 	}
 }
 
+// A master that was paused took its own silence for that of the others, went on
+// without them and completed what its clients had sent: a split brain.
+func TestPausedMasterHearsTheOthersBeforeItJudgesThem(t *testing.T) {
+	c := three(t, wire.Continue)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	a.up = false // nothing runs there, its links stay
+	c.pass(3 * time.Second)
+	if res := b.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(2 * time.Second)
+	a.up = true
+	op := a.write(conn, 0, "stale")
+	c.pass(4 * time.Second)
+	a.mustWait(op)
+	if v := a.r.View(c.now); v.Role != wire.RoleSlave || v.State == SplitBrain || v.Config.Master != b.id {
+		t.Errorf("the paused master is %v, %s (%s), master %v", v.Role, v.State, v.Reason, v.Config.Master)
+	}
+}
+
 // A read on the master saw an older value than a write that had completed at a
 // slave, which was faster in applying it.
 func TestReadOnTheMasterWaitsForWhatASlaveMayHaveAnswered(t *testing.T) {

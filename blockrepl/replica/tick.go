@@ -32,3 +32,14 @@ func (r *Replica) tickCandidate() {
 		}
 	}
 }
+
+// woke is called when no event was taken for so long that the process was paused
+// itself: a machine was suspended, a guest migrated, somebody sent SIGSTOP. Then
+// it was not the peers who were silent, and what they sent meanwhile waits to be
+// read; it may be that this mastership is over. A master that judged them first
+// would, with on_degraded = continue, go on alone beside its successor.
+func (r *Replica) woke() {
+	for _, p := range r.peers {
+		p.lastHeard = r.now
+	}
+}
