@@ -23,6 +23,7 @@ import (
 // images in temporary directories.
 type cluster struct {
 	t       *testing.T
+	b       *testing.B // of a benchmark: then t is nil
 	dir     string
 	addrs   []ServerAddr
 	volume  VolumeOptions
@@ -57,7 +58,7 @@ func newCluster(t *testing.T, n int, change func(*Options)) *cluster {
 	return c
 }
 
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -30,6 +30,7 @@ type link struct {
 	session uint64
 	inc     record.Incarnation
 	conn    net.Conn
+	raw     net.Conn      // below TLS: closing it never waits
 	heard   atomic.Int64  // replica.Time of the last bytes from the peer
 	spoke   atomic.Int64  // likewise to the peer
 	done    chan struct{} // closed when all of it has ended
@@ -51,7 +52,7 @@ func (l *link) close(reason string) {
 	l.closing.Do(func() {
 		l.reason = reason
 		l.out.close()
-		l.conn.Close()
+		l.raw.Close()
 	})
 }
 

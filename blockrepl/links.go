@@ -286,11 +286,11 @@ func (ls *links) shake(raw net.Conn, p *peerLink) (*link, error) {
 	if p == nil {
 		p = ls.peers[theirs.Server]
 	}
-	return p.install(ls, conn, theirs.Incarnation)
+	return p.install(ls, raw, conn, theirs.Incarnation)
 }
 
 // install makes conn the link of p, after the present one has ended.
-func (p *peerLink) install(ls *links, conn net.Conn, inc record.Incarnation) (*link, error) {
+func (p *peerLink) install(ls *links, raw, conn net.Conn, inc record.Incarnation) (*link, error) {
 	p.installing.Lock()
 	defer p.installing.Unlock()
 	now := ls.s.opt.Clock()
@@ -305,10 +305,10 @@ func (p *peerLink) install(ls *links, conn net.Conn, inc record.Incarnation) (*l
 	if ls.ctx.Err() != nil {
 		return nil, ErrStopped
 	}
-	l := &link{links: ls, peer: p, session: ls.sessions.Add(1), inc: inc, conn: conn, done: make(chan struct{}), written: make(chan struct{})}
+	l := &link{links: ls, peer: p, session: ls.sessions.Add(1), inc: inc, conn: conn, raw: raw, done: make(chan struct{}), written: make(chan struct{})}
 	l.heard.Store(int64(now))
 	l.spoke.Store(int64(now))
-	l.out.init(func(reason string) { go l.close(reason) })
+	l.out.init(l.close)
 	p.cur.Store(l)
 	p.mu.Lock()
 	p.trouble = ""

@@ -159,6 +159,9 @@ func (o *Options) Check() error {
 	if len(o.Volumes) > volumesMax {
 		return fmt.Errorf("%d volumes, at most %d are allowed", len(o.Volumes), volumesMax)
 	}
+	if err := o.checkPlain(); err != nil {
+		return err
+	}
 	known := map[record.ServerID]bool{}
 	for _, s := range o.Servers {
 		if known[s.ID] {
@@ -186,6 +189,24 @@ func (o *Options) Check() error {
 			return fmt.Errorf("volume %q: image %s is also that of volume %q", v.Name, v.Image, images[v.Image])
 		}
 		images[v.Image] = v.Name
+	}
+	return nil
+}
+
+// checkPlain refuses plain TCP to addresses that are known to leave this host.
+// What a name stands for is not known here; the program asks.
+func (o *Options) checkPlain() error {
+	if o.TLS != nil || o.Insecure {
+		return nil
+	}
+	for _, s := range append([]ServerAddr{{o.ID, o.Peers}}, o.Servers...) {
+		host, _, err := net.SplitHostPort(s.Addr)
+		if err != nil {
+			continue
+		}
+		if ip := net.ParseIP(host); ip != nil && !ip.IsLoopback() {
+			return fmt.Errorf("server %s: address %s is not on this host and there are no TLS keys: configure them, or set insecure = true", s.ID, s.Addr)
+		}
 	}
 	return nil
 }

@@ -33,12 +33,12 @@ func (c *Conn) ReadNow(p []byte, off int64) (bool, error) {
 	if err := c.checkRead(off, int64(len(p))); err != nil {
 		return false, err
 	}
-	done := false
-	ok, err := c.lookNow(func() (err error) {
-		done, err = c.v.img.ReadNow(p, off)
-		return err
-	})
-	if !ok || !done || err != nil {
+	mixed, ok := c.mayLook()
+	if !ok {
+		return false, nil
+	}
+	done, err := c.v.img.ReadNow(p, off)
+	if err = c.v.unanswerable(err); err != nil || !done || !c.wasCurrent(mixed) {
 		return false, err
 	}
 	c.reads.Add(1)
@@ -64,28 +64,39 @@ func (c *Conn) checkRead(off, n int64) error {
 	return nil
 }
 
-// lookNow runs see if the image is current now, and reports whether it still was
-// afterwards.
+// mayLook reports whether the image is current now; the number is for wasCurrent,
+// which says whether it still was when it had been looked at.
 //
 // On the master every write that completed anywhere has a number up to commit,
 // because the loop publishes that before it tells anyone; so an image that holds
 // commit is current as long as no other master can have committed: under the
-// lease, which is looked at after see.
-func (c *Conn) lookNow(see func() error) (bool, error) {
+// lease, which is looked at after the image.
+func (c *Conn) mayLook() (mixed uint64, ok bool) {
 	v := c.v
 	if c.info.StaleOK {
-		mixed := v.mixed.Load()
-		if !v.stale.Load() {
-			return false, nil
-		}
-		err := v.unanswerable(see())
-		return v.stale.Load() && v.mixed.Load() == mixed, err
+		mixed = v.mixed.Load()
+		return mixed, v.stale.Load()
 	}
-	if v.lease.Load() == 0 || v.app.applied.Load() < v.commit.Load() {
+	return 0, v.lease.Load() != 0 && v.app.applied.Load() >= v.commit.Load()
+}
+
+func (c *Conn) wasCurrent(mixed uint64) bool {
+	v := c.v
+	if c.info.StaleOK {
+		return v.stale.Load() && v.mixed.Load() == mixed
+	}
+	return int64(v.s.opt.Clock()) < v.lease.Load()
+}
+
+// lookNow runs see if the image is current now, and reports whether it still was
+// afterwards.
+func (c *Conn) lookNow(see func() error) (bool, error) {
+	mixed, ok := c.mayLook()
+	if !ok {
 		return false, nil
 	}
-	err := v.unanswerable(see())
-	return int64(v.s.opt.Clock()) < v.lease.Load(), err
+	err := c.v.unanswerable(see())
+	return c.wasCurrent(mixed), err
 }
 
 // unanswerable keeps a failing image from being told to a client: an error reply
@@ -107,8 +118,10 @@ func (v *Volume) unanswerable(err error) error {
 	return fmt.Errorf("%w: %w", ErrAborted, err)
 }
 
-// look runs see when the image is current; it waits for that.
+// look runs see when the image is current; it waits for that, at most for the io
+// timeout.
 func (c *Conn) look(ctx context.Context, see func() error) error {
+	began := c.v.s.opt.Clock()
 	for {
 		if ok, err := c.lookNow(see); ok {
 			return err
@@ -122,6 +135,10 @@ func (c *Conn) look(ctx context.Context, see func() error) error {
 		}
 		if ok || err != nil {
 			return err
+		}
+		if waited := c.v.s.opt.Clock().Sub(began); waited > c.v.s.opt.IOTimeout {
+			c.cutOff(fmt.Sprintf("a read has waited for %v", waited))
+			return ErrAborted
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -119,6 +120,8 @@ func TestOptionsAreChecked(t *testing.T) {
 		{"listed twice", func(o *Options) { o.Servers = append(o.Servers, o.Servers[0]) }},
 		{"not in the list", func(o *Options) { o.ID = mustID("z") }},
 		{"listen", func(o *Options) { o.Peers = "" }},
+		{"insecure", func(o *Options) { o.Servers[1].Addr = "192.0.2.1:10810" }},
+		{"insecure", func(o *Options) { o.Peers = "0.0.0.0:10810" }},
 		{"multiple of 512", func(o *Options) { o.Volumes[0].Size = 1000 }},
 		{"multiple of 512", func(o *Options) { o.Volumes[0].Size = 0 }},
 		{"name", func(o *Options) { o.Volumes[0].Name = "../x" }},
@@ -134,6 +137,7 @@ func TestOptionsAreChecked(t *testing.T) {
 		}},
 	} {
 		o := c.options(0)
+		o.Servers = slices.Clone(o.Servers)
 		q.change(&o)
 		if _, err := NewServer(o); err == nil || !strings.Contains(err.Error(), q.want) {
 			t.Errorf("want an error about %q, got %v", q.want, err)
