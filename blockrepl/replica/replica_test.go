@@ -460,6 +460,7 @@ func TestPausedMasterHearsTheOthersBeforeItJudgesThem(t *testing.T) {
 	}
 	c.pass(2 * time.Second)
 	a.up = true
+	a.step(Tick{}) // before anything that waits in its sockets
 	op := a.write(conn, 0, "stale")
 	c.pass(4 * time.Second)
 	a.mustWait(op)
