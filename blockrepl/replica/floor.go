@@ -11,11 +11,12 @@ import (
 // The floor: the lowest number anyone still needs. Below it records go.
 
 // keptBytes knows how many bytes of records lie above a number, to within
-// keptStep records (never too few).
+// keptStep records or keptStepBytes (never too few).
 type keptBytes struct {
 	total   int64
 	samples []keptSample // ascending by seq
 	n       int          // records since the last sample
+	bytes   int64        // and their bytes
 }
 
 type keptSample struct {
@@ -23,8 +24,12 @@ type keptSample struct {
 	total int64 // bytes through seq
 }
 
-// keptStep is the records between two samples.
-const keptStep = 64
+// keptStep is the records between two samples at most, keptStepBytes about their
+// bytes.
+const (
+	keptStep      = 64
+	keptStepBytes = 1 << 20
+)
 
 func (k *keptBytes) reset(seq record.Seq) {
 	*k = keptBytes{samples: []keptSample{{seq: seq}}}
@@ -40,8 +45,10 @@ func (k *keptBytes) found(last record.Seq, bytes int64) {
 
 func (k *keptBytes) add(seq record.Seq, n int64) {
 	k.total += n
-	if k.n++; k.n >= keptStep {
-		k.n = 0
+	k.n++
+	k.bytes += n
+	if k.n >= keptStep || k.bytes >= keptStepBytes {
+		k.n, k.bytes = 0, 0
 		k.samples = append(k.samples, keptSample{seq, k.total})
 	}
 }
@@ -90,7 +97,7 @@ func (k *keptBytes) cut(last record.Seq) {
 		n--
 	}
 	k.samples = k.samples[:n]
-	k.total, k.n = k.samples[n-1].total, 0
+	k.total, k.n, k.bytes = k.samples[n-1].total, 0, 0
 }
 
 // floor is, on the master, the number above which every record is kept: what is

@@ -126,7 +126,7 @@ func (r *Replica) onForward(p *peer, f *wire.Forward) {
 	}
 	p.forwards = f.Index
 	p.wants = true
-	if r.numbering() {
+	if r.numbering() && len(r.m.early) == 0 {
 		r.numberForward(p, f)
 		return
 	}
@@ -152,12 +152,22 @@ func (r *Replica) numberForward(p *peer, f *wire.Forward) {
 	}
 }
 
-// numberEarly numbers what slaves forwarded before the master could.
+// numberWaiting numbers what came while the master could not: slaves' forwards
+// and local clients' changes, as far as it can now.
+func (r *Replica) numberWaiting() {
+	r.numberEarly()
+	held := r.f.held
+	r.f.held = nil
+	for _, op := range held {
+		r.route(op)
+	}
+}
+
 func (r *Replica) numberEarly() {
-	list := r.m.early
-	r.m.early = nil
-	for _, e := range list {
-		if p := r.peer(e.peer); p != nil && p.session == e.session && (p.joined || p.joining) {
+	for len(r.m.early) > 0 && r.numbering() {
+		e := r.m.early[0]
+		r.m.early = r.m.early[1:]
+		if p := r.peer(e.peer); p != nil && p.session == e.session && p.joined {
 			r.numberForward(p, e.frame)
 		}
 	}

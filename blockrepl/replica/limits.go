@@ -23,6 +23,9 @@ const (
 	// liveLag is how many records a slave may lack to count as Live and to be
 	// admitted: it will be waited for, so it must be near.
 	liveLag = 8192
+	// tailMax is how many bytes of records may be numbered and not committed;
+	// further changes wait.
+	tailMax = 64 << 20
 	// spaceReserve is what the master leaves free on every in-sync server, in
 	// bytes: for metadata, other volumes and records already under way.
 	spaceReserve = 16 << 20

@@ -111,6 +111,9 @@ func (r *Replica) advanceMaster() {
 		r.note("serving", "epoch", r.epoch().String(), "seq", uint64(r.m.start))
 		r.routeHeld()
 	}
+	if r.numbering() && len(r.f.held)+len(r.m.early) > 0 {
+		r.numberWaiting()
+	}
 	r.admit()
 	r.stream()
 	r.tellCommit()
@@ -118,9 +121,12 @@ func (r *Replica) advanceMaster() {
 	r.serveAsks()
 }
 
-// numbering reports whether a client's change may get a number now.
+// numbering reports whether a client's change may get a number now. What is not
+// committed is bounded: while an in-sync server is away further changes wait, so
+// that those which their clients give up do not fill the journals.
 func (r *Replica) numbering() bool {
-	return r.role == wire.RoleMaster && r.m.serving && r.m.leaving == nil
+	return r.role == wire.RoleMaster && r.m.serving && r.m.leaving == nil &&
+		(r.commit == r.last.Seq || r.kept.above(r.commit) < tailMax)
 }
 
 // number gives the next number to a draft. The caller has checked it.
