@@ -105,9 +105,12 @@ func (c *Conn) lookNow(see func() error) (bool, error) {
 // written. On the only server of a volume a failed read is told: nobody else can
 // answer, and the rest of the image can still be read.
 func (v *Volume) unanswerable(err error) error {
+	if err == nil {
+		return nil // before e is allocated
+	}
 	var e *image.Error
 	switch {
-	case err == nil || !errors.As(err, &e):
+	case !errors.As(err, &e):
 		return err
 	case errors.Is(err, image.ErrClosed), errors.Is(err, image.ErrRange):
 	case len(v.opt.Servers) == 1 && !errors.Is(err, image.ErrFailed) && !errors.Is(err, image.ErrNoSpace):
