@@ -18,8 +18,19 @@
 //	copying  the extents of a resync (resync.go)
 //	client   writes, reads, moves to another server and sends again (client.go)
 //	faults   what goes wrong, each by its name (faults.go)
-//	operator promotes, forgets, stops, by the rules or carelessly (operator.go)
+//	operator promotes, forgets, stops, by the rules that its commands name (operator.go)
 //	oracle   what must be true at every moment, and at the end (oracle.go)
+//
+// # Running
+//
+//	go test ./blockrepl/sim                                    saved, fixed and fresh seeds
+//	go test ./blockrepl/sim -run TestSchedules -length 2m      fresh seeds for two minutes
+//	go test ./blockrepl/sim -run TestSchedules -schedules 1000000 -timeout 0
+//	go test ./blockrepl/sim -run TestSeed -v -seed N [-off crash,lose]
+//	go test -tags mutants ./blockrepl/sim -run TestMutants     every broken rule is found
+//
+// What is not tried here: an operator who breaks the rules (losses announced by
+// --accept-loss, split brain and its resolution).
 //
 // # Values
 //

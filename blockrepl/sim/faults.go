@@ -44,10 +44,9 @@ func (f fault) String() string { return faultNames[f] }
 
 // Options say what a schedule is drawn from.
 type Options struct {
-	Off      []string      // names of faults that never strike
-	Length   time.Duration // of the time of faults; 0: drawn
-	Marks    *Marks        // counts fault × state; nil: not wanted
-	Careless bool          // the operator forces promotions without knowing
+	Off    []string      // names of faults that never strike
+	Length time.Duration // of the time of faults; 0: drawn
+	Marks  *Marks        // counts fault × state; nil: not wanted
 }
 
 // profile is what a seed decides about a whole schedule. Each schedule has only
@@ -68,7 +67,6 @@ type profile struct {
 	every                   time.Duration // between faults
 	weight                  [faults]float64
 	total                   float64
-	careless                bool
 }
 
 func pick[T any](r *rand.Rand, list ...T) T { return list[r.IntN(len(list))] }
@@ -86,7 +84,7 @@ func drawProfile(r *rand.Rand, opt Options) profile {
 		lose: pick(r, 0, 0.01, 0.1), double: pick(r, 0, 0.02), overtake: pick(r, 0, 0.02, 0.1),
 		first:  time.Duration(r.IntN(600)) * ms,
 		length: time.Duration(1000+r.IntN(3000)) * ms, wind: 300 * ms,
-		every: pick(r, 40*ms, 120*ms, 400*ms), careless: opt.Careless,
+		every: pick(r, 40*ms, 120*ms, 400*ms),
 	}
 	if opt.Length > 0 {
 		p.length = opt.Length

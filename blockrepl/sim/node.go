@@ -56,14 +56,13 @@ type node struct {
 	epoch         record.Epoch
 
 	// The oracle's.
-	seen     record.Seq // commit number looked at
-	promised record.Epoch
-	damaged  bool // a fault took away what it had acknowledged
-	warned   bool // the operator was told not to promote it
-	held     bool // the operator keeps it down
-	tidy     bool // stopping in order
-	copyOf   *backup
-	spared   int64 // the only one who knows what another has lost: no crash before
+	seen    record.Seq // commit number looked at
+	damaged bool       // a fault took away what it had acknowledged
+	warned  bool       // the operator was told not to promote it
+	held    bool       // the operator keeps it down
+	tidy    bool       // stopping in order
+	copyOf  *backup
+	spared  int64 // the only one who knows what another has lost: no crash before
 }
 
 // inbox is what waits for the loop.
@@ -361,7 +360,6 @@ func (n *node) carryOut(e *replica.Effects) {
 	for i := range e.Notes {
 		t := &e.Notes[i]
 		s.tell(n.i, "%s %v", t.Text, t.Args)
-		s.oper.heard(s, n, t)
 	}
 }
 

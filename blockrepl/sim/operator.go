@@ -25,7 +25,6 @@ type operator struct {
 	node    *node  // at which
 	dead    *node  // kept down for it
 	until   int64  // no --old-master-dead before: a stop may have asked a slave to take over
-	lossy   bool   // a promotion that may lose was carried out
 	said    [nodesMax]said
 	tried   [nodesMax]int // promotions in the calm
 }
@@ -35,8 +34,6 @@ type said struct {
 	next  string
 	looks int
 }
-
-func (o *operator) init(*Sim) {}
 
 // order gives the command of fault f, at n or where it belongs.
 func (o *operator) order(s *Sim, f fault, n *node) {
@@ -208,9 +205,6 @@ func (o *operator) crashed(n *node) {
 	}
 }
 
-// heard reads a server's log.
-func (o *operator) heard(*Sim, *node, *replica.Note) {}
-
 // act looks at status in the calm and does what it has been saying for a while.
 func (o *operator) act(s *Sim) {
 	s.at(int64(operatorLook), event{what: evOperator})
@@ -276,11 +270,7 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 			at.post(replica.Forget{ID: o.next, Server: server, Force: force || len(s.nodes) == 2})
 		}
 	case "resolve":
-		if !o.lossy {
-			s.fail("no split brain by the rules", "%v: %s", n.id, v.Reason)
-			return
-		}
-		n.post(replica.Resolve{ID: o.next})
+		s.fail("no split brain by the rules", "%v: %s", n.id, v.Reason)
 	}
 }
 
@@ -300,9 +290,3 @@ func (s *Sim) complete(n *node) bool {
 	rec := n.journal.durable.get(last)
 	return rec != nil && rec.Sum == s.truth.recs[last-1].Sum || n.journal.durable.last == s.truth.recs[last-1].Pos()
 }
-
-// allows reports whether a committed record may be another one now.
-func (o *operator) allows(s *Sim, n *node, q record.Seq, rec *record.Record) bool { return false }
-
-// forked reports whether n follows a mastership that lost by the operator's word.
-func (o *operator) forked(n *node) bool { return false }

@@ -29,7 +29,6 @@ type truth struct {
 	// answered (zeroes look alike).
 	newest [sectorsMax]int64
 	zeroed [sectorsMax]int64
-	zeroes [sectorsMax]int // zeroing requests not answered
 }
 
 // opKey names one operation of one server's client: it is numbered once (rule 8).
@@ -182,34 +181,7 @@ func (t *truth) durable(n *node, rec *record.Record) {
 
 // conflict: a master commits another record under a committed number.
 func (s *Sim) conflict(n *node, q record.Seq, rec *record.Record) {
-	if s.oper.allows(s, n, q, rec) {
-		return
-	}
 	s.fail("nothing is lost", "master %v of epoch %v commits %d as %016x; committed before was %016x of epoch %v", n.id, n.rep.Epoch(), q, rec.Sum, s.truth.recs[min(q, s.truth.last())-1].Sum, s.truth.recs[min(q, s.truth.last())-1].Epoch)
-}
-
-// truncate forgets what a forced promotion lost; what clients were told of it no
-// longer binds.
-func (t *truth) truncate(last record.Seq) {
-	for _, rec := range t.recs[last:] {
-		if rec.Kind.ChangesImage() {
-			t.s.reqs[rec.Time].seq = 0
-		}
-	}
-	t.recs = t.recs[:last]
-	t.epoch = record.Epoch{}
-	if last > 0 {
-		t.epoch = t.recs[last-1].Epoch
-	}
-	t.done = min(t.done, last)
-	for i := range t.vers {
-		v := t.vers[i]
-		for len(v) > 0 && v[len(v)-1].seq > last {
-			v = v[:len(v)-1]
-		}
-		t.vers[i] = v
-		t.newest[i] = -1
-	}
 }
 
 // applying checks promise 3 before a record goes to an image.
@@ -219,7 +191,7 @@ func (s *Sim) applying(n *node, q record.Seq, rec *record.Record) bool {
 		s.fail("applied is kept", "%v applies %d, which its journal does not hold (%d..%d)", n.id, q, n.journal.os.first, n.journal.os.last.Seq)
 	case q > s.truth.last():
 		s.fail("nothing uncommitted in an image", "%v applies %d, committed is %d", n.id, q, s.truth.last())
-	case s.truth.recs[q-1].Sum != rec.Sum && !s.oper.forked(n):
+	case s.truth.recs[q-1].Sum != rec.Sum:
 		s.fail("nothing uncommitted in an image", "%v applies %d as %016x of epoch %v, committed is %016x of epoch %v", n.id, q, rec.Sum, rec.Epoch, s.truth.recs[q-1].Sum, s.truth.recs[q-1].Epoch)
 	default:
 		if d := n.journal.durable.get(q); (d == nil || d.Sum != rec.Sum) && q >= n.journal.durable.first {
@@ -268,7 +240,7 @@ func (s *Sim) storing(n *node, st *replica.Store) {
 	case h.Checkpoint > n.app.applied && h.Resync == nil && st.Reset == nil:
 		s.fail("checkpoint below applied", "%v stores checkpoint %d, applied is %d", n.id, h.Checkpoint, n.app.applied)
 	}
-	if h.Resync == nil && old.Resync != nil {
+	if h.Resync == nil && old.Resync != nil && n.stale { // else the redo after a crash goes on
 		s.whole(n, "at the end of a resync")
 	}
 }
@@ -292,7 +264,7 @@ func (t *truth) completed(n *node, q *request) {
 		t.s.fail("completed is committed", "%v completes request %d, of which nothing is committed", n.id, q.id)
 		return
 	}
-	if n.image.seq < q.seq && !t.s.oper.forked(n) {
+	if n.image.seq < q.seq {
 		t.s.fail("completed is visible", "%v completes request %d, number %d; its image holds %d", n.id, q.id, q.seq, n.image.seq)
 	}
 }
@@ -307,7 +279,7 @@ func (t *truth) answered(q *request) {
 		return
 	}
 	if q.changes() {
-		if q.seq == 0 && !t.s.oper.lossy {
+		if q.seq == 0 {
 			t.s.fail("completed is committed", "request %d is answered, of which nothing is committed", q.id)
 			return
 		}
@@ -334,9 +306,6 @@ func (t *truth) answered(q *request) {
 // saw judges what a read found in n's image.
 func (t *truth) saw(n *node, q *request) {
 	s := t.s
-	if s.oper.forked(n) {
-		return
-	}
 	p := n.image.seq
 	if q.kind == reqRead && p < q.floor {
 		s.fail("reads see completed writes", "%v read %d at %v shows the state after %d; %d was answered before it began", q.kind, q.id, n.id, p, q.floor)
@@ -389,9 +358,6 @@ func (t *truth) over(sector int, v uint64) int64 {
 
 // whole checks a whole image against the replay of its prefix.
 func (s *Sim) whole(n *node, when string) {
-	if s.oper.forked(n) {
-		return
-	}
 	for i := range s.truth.size {
 		if v, want := n.image.val[i], s.truth.at(i, n.image.seq); v != want {
 			s.fail("image is the replay", "%v %s: sector %d is %d, after number %d it is %d", n.id, when, i, v, n.image.seq, want)

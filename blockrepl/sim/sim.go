@@ -169,7 +169,6 @@ func New(seed uint64, opt Options) *Sim {
 	for i := range s.prof.clients {
 		s.addClient(i)
 	}
-	s.oper.init(s)
 	s.at(int64(s.prof.first), event{what: evFault})
 	s.at(int64(s.prof.length), event{what: evCalm})
 	return s
@@ -332,9 +331,7 @@ func exp(r *rand.Rand, mean time.Duration) int64 {
 
 func chance(r *rand.Rand, p float64) bool { return p > 0 && r.Float64() < p }
 
-// id names a node.
-func id(i int8) record.ServerID { return serverIDs[i] }
-
+// serverIDs are the nodes' names.
 var serverIDs = func() (ids [nodesMax]record.ServerID) {
 	for i := range ids {
 		ids[i] = record.MustServerID(string(rune('a' + i)))
