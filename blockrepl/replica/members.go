@@ -225,6 +225,10 @@ func (r *Replica) forget(ev Forget) {
 		st.Forced = st.Forced || force && reach < majority(len(st.Members))
 		r.propose(st, ev.ID, true)
 		r.m.change.note = warnPromoted(ev.Server)
+		if st.Forced {
+			// No majority knows: whoever is out of the set could be promoted by the others.
+			r.m.change.note = warnPromoted(slices.DeleteFunc(slices.Clone(st.Members), func(id record.ServerID) bool { return inSync(&st, id) })...)
+		}
 	}
 }
 
