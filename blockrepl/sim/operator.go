@@ -14,8 +14,8 @@ import (
 //   - --old-master-dead is said only when the newest mastership's server is dead,
 //     and stays so until the command is answered, and only of a server that is in
 //     the in-sync set;
-//   - forget --force is said to the newest master only, and what was forgotten so
-//     is not promoted until it is in sync again;
+//   - forget --force is said to the newest master only, and whoever it leaves out of
+//     the in-sync set is not promoted until it is in sync again;
 //   - one promotion at a time.
 //
 // In the calm the operator does what status says, and nothing else.
@@ -161,7 +161,11 @@ func (o *operator) forget(s *Sim, n *node) {
 		if o.promote != 0 || s.now < o.until || st.Master != n.id {
 			return
 		}
-		m.warned = true
+		for _, k := range s.nodes { // no majority may know of it
+			if k == m || !inState(&n.journal.os.hard.State, k.id) {
+				k.warned = true
+			}
+		}
 	}
 	s.hit(fForget, n)
 	s.tell(n.i, "forget %v, force %v", m.id, force)
