@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	schedules = flag.Int("schedules", 30, "how many random schedules run")
+	schedules = flag.Int("schedules", 60, "how many random schedules run")
 	oneSeed   = flag.Uint64("seed", 0, "the one schedule to run; 0 draws some")
 	live      = flag.Bool("live", false, "print what happens when it happens, for a schedule that hangs")
 	showAll   = flag.Bool("trace", false, "a failure shows all that happened")
