@@ -262,7 +262,7 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 		// but to accept a loss; the oracle knows that there is none.
 		o.tried[n.i]++
 		dead := s.noMaster()
-		n.post(replica.Promote{ID: o.next, OldMasterDead: dead && (s.member(n) || s.complete(n)), AcceptLoss: dead && s.complete(n) && o.tried[n.i] > 2})
+		n.post(replica.Promote{ID: o.next, OldMasterDead: dead && s.complete(n), AcceptLoss: dead && s.complete(n) && o.tried[n.i] > 2})
 	case "forget":
 		at := n
 		if strings.HasPrefix(v.Next, "on the master") {
