@@ -291,6 +291,9 @@ func (s *Sim) complete(n *node) bool {
 	if n.journal.durable.hard.Resync != nil || last == 0 {
 		return last == 0
 	}
+	if d := &n.journal.durable; d.hard.Checkpoint >= last && last < d.first && last <= d.last.Seq {
+		return true // in its image, and trimmed
+	}
 	rec := n.journal.durable.get(last)
 	return rec != nil && rec.Sum == s.truth.recs[last-1].Sum || n.journal.durable.last == s.truth.recs[last-1].Pos()
 }
