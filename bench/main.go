@@ -107,6 +107,20 @@ func (o *options) fillIn() {
 	}
 }
 
+// command is how the same is measured again: without what is of this machine.
+func (o *options) command() string {
+	words := "go run ./bench"
+	if o.quick {
+		words += " -quick"
+	}
+	for _, f := range []struct{ name, text string }{{"jobs", o.jobs.String()}, {"peers", o.peers.String()}} {
+		if f.text != "" {
+			words += fmt.Sprintf(" -%s '%s'", f.name, f.text)
+		}
+	}
+	return words + fmt.Sprintf(" -rounds %d -seconds %g -size %d", o.rounds, o.seconds, o.sizeMiB)
+}
+
 func (o *options) runtime() time.Duration { return time.Duration(o.seconds * float64(time.Second)) }
 
 func run(ctx context.Context, o *options) error {

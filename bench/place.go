@@ -23,6 +23,9 @@ type place struct {
 	undo []func() error // in the order to be run backwards
 }
 
+// givenPlace begins the kind of a place that was given, and so may be a disk.
+const givenPlace = "the file system of "
+
 // newPlace makes the file system. close removes all of it.
 func newPlace(ctx context.Context, o *options) (pl *place, err error) {
 	tmp, err := os.MkdirTemp("", "blockrepl-bench-")
@@ -37,7 +40,7 @@ func newPlace(ctx context.Context, o *options) (pl *place, err error) {
 		}
 	}()
 	if given := os.Getenv("BENCH_DIR"); given != "" {
-		return pl, pl.useDirectory(given, "the file system of "+given)
+		return pl, pl.useDirectory(given, givenPlace+given)
 	}
 	if os.Geteuid() != 0 {
 		return pl, pl.useDirectory(tmp, "a plain directory (root gets a RAM-backed ext4)")

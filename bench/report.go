@@ -47,6 +47,10 @@ func (r *Result) markdown() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
 	p("# Results\n\nWritten by `%s` (package bench) at %s. Do not edit: run it again.\n\n", r.Command, r.When.Format("2006-01-02 15:04 MST"))
+	if load, busy := r.Machine.busy(); busy {
+		p("**The machine was busy** before this run began (load %.1f on %d cores), so others had a part of every figure. Such a "+
+			"run is hard on what needs many processes for one answer. Where the spread is wide, the figure says little.\n\n", load, r.Machine.Cores)
+	}
 	p("![plot](results.svg)\n\n## Targets\n\n%s\n", r.targetTable())
 	p("## Speed\n\nMedian ±spread ×ratio to nbdkit.\n\n%s\n", r.speedTable())
 	p("## Special figures\n\n%s\n", r.specialTable())

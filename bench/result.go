@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -37,6 +38,13 @@ type Machine struct {
 	Kernel    string            `json:"kernel"`
 	Load      string            `json:"load"` // averages at the start: what else was running
 	Versions  map[string]string `json:"versions"`
+}
+
+// busy says whether others used the machine just before the run.
+func (m *Machine) busy() (load float64, busy bool) {
+	first, _, _ := strings.Cut(m.Load, " ")
+	load, err := strconv.ParseFloat(first, 64)
+	return load, err == nil && load > float64(m.Cores)/2
 }
 
 // Sample is one load on one peer in one round.
@@ -93,7 +101,7 @@ const resultVersion = 1
 func newResult(ctx context.Context, o *options, pl *place) *Result {
 	return &Result{
 		Version: resultVersion, When: time.Now().UTC().Truncate(time.Second),
-		Command: strings.Join(append([]string{"go run ./bench"}, os.Args[1:]...), " "),
+		Command: o.command(),
 		Machine: thisMachine(ctx), Place: pl.kind,
 		Rounds: o.rounds, Seconds: o.seconds, SizeMiB: o.sizeMiB,
 	}

@@ -177,6 +177,25 @@ func TestTargetsAreJudgedInTheirDirection(t *testing.T) {
 	}
 }
 
+func TestDiskTargetIsNotJudgedInMemory(t *testing.T) {
+	about := target{disk: true, goal: 1, value: func(*Result) stat { return newStat([]float64{1}) }}
+	if _, got := about.judge(&Result{Place: "ext4 on a loop device in memory"}); got != "needs a disk" {
+		t.Errorf("in memory: got %q", got)
+	}
+	if _, got := about.judge(&Result{Place: givenPlace + "/mnt"}); got != "met" {
+		t.Errorf("in a given directory: got %q, want met", got)
+	}
+}
+
+func TestBusyMachineIsSaid(t *testing.T) {
+	for load, want := range map[string]bool{"0.40 0.2 0.1 1/99 7": false, "3.10 2 1 1/99 7": true, "": false} {
+		r := &Result{Machine: Machine{Cores: 2, Load: load}}
+		if got := strings.Contains(r.markdown(), "The machine was busy"); got != want {
+			t.Errorf("load %q: said busy %t, want %t", load, got, want)
+		}
+	}
+}
+
 func TestContentIsHalfCompressible(t *testing.T) {
 	buf := make([]byte, 1<<20)
 	fillHalf(rand.NewChaCha8([32]byte{1}), buf)

@@ -135,6 +135,9 @@ func compact(v float64) string {
 	case v >= 10:
 		return fmt.Sprintf("%.1f", v)
 	}
+	if v != 0 && v < 0.1 {
+		return fmt.Sprintf("%.2g", v)
+	}
 	return fmt.Sprintf("%.2f", v)
 }
 
@@ -172,8 +175,8 @@ func (r *Result) medians(figures ...func(*Sample) float64) func(job, peer string
 func (r *Result) targetTable() table {
 	t := table{{"target", "rule", "measured", ""}}
 	for i := range targets {
-		s := targets[i].value(r)
-		t.add(targets[i].what, targets[i].rule, s.show(), targets[i].verdict(s))
+		figure, verdict := targets[i].judge(r)
+		t.add(targets[i].what, targets[i].rule, figure, verdict)
 	}
 	return t
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"strings"
 )
 
 // target is one line of what the project has set itself.
@@ -11,6 +12,7 @@ type target struct {
 	rule  string // as the project states it
 	goal  float64
 	least bool // the figure must be at least the goal, else at most
+	disk  bool // it is about a real disk: in memory an fsync costs nothing
 	value func(r *Result) stat
 }
 
@@ -63,29 +65,37 @@ func perSlave(copies int) func(*Sample) float64 {
 }
 
 var targets = []target{
-	{"4 KiB random write, depth 32, 3 servers", "≥ 0.6 × nbdkit with 1 copy (IOPS)", 0.6, true, ratio("randwrite-4k-qd32", iops, "blockrepl-3", "nbdkit")},
-	{"", "≥ 8 × quorum", 8, true, ratio("randwrite-4k-qd32", iops, "blockrepl-3", "quorum")},
-	{"4 KiB random write, depth 1, 3 servers", "≥ 0.4 × nbdkit", 0.4, true, ratio("randwrite-4k-qd1", iops, "blockrepl-3", "nbdkit")},
-	{"", "≥ 1.3 × quorum", 1.3, true, ratio("randwrite-4k-qd1", iops, "blockrepl-3", "quorum")},
-	{"4 KiB random write, depth 32, 1 server", "≥ 0.9 × nbdkit", 0.9, true, ratio("randwrite-4k-qd32", iops, "blockrepl-1", "nbdkit")},
-	{"4 KiB random write, depth 1, 1 server", "≥ 0.7 × nbdkit", 0.7, true, ratio("randwrite-4k-qd1", iops, "blockrepl-1", "nbdkit")},
-	{"4 KiB write + fsync, depth 1, 3 servers", "≤ 2 × the floor's median latency (a real disk)", 2, false, ratio("fsync-4k-qd1", p50, "blockrepl-3", "floor")},
-	{"4 KiB write + fsync, depth 32, 3 servers", "≥ 8 × the floor's IOPS (a real disk)", 8, true, across("fsync-4k-qd32", "blockrepl-3", iops, "fsync-4k-qd1", "floor")},
-	{"1 MiB sequential write, 3 servers", "≥ 0.35 × nbdkit (MB/s)", 0.35, true, ratio("seqwrite-1m-qd4", bytesPerSec, "blockrepl-3", "nbdkit")},
-	{"", "≥ 3 × quorum", 3, true, ratio("seqwrite-1m-qd4", bytesPerSec, "blockrepl-3", "quorum")},
-	{"4 KiB random read, depth 32", "≥ 1.2 × the better of nbdkit and qemu-nbd", 1.2, true, ratio("randread-4k-qd32", iops, "blockrepl-1", "nbdkit", "qemu-nbd")},
-	{"1 MiB read, depth 4", "≥ 1.2 × the better of both", 1.2, true, ratio("seqread-1m-qd4", bytesPerSec, "blockrepl-1", "nbdkit", "qemu-nbd")},
-	{"disk bytes a client byte, random data, 1 server", "≤ 2.25", 2.25, false, figure("random-4k-qd32", diskPerByte, "blockrepl-1")},
-	{"disk bytes a client byte, half-compressible, 1 server", "≤ 1.7", 1.7, false, figure("randwrite-4k-qd32", diskPerByte, "blockrepl-1")},
-	{"peer bytes a client byte and slave, file system", "≤ 0.6", 0.6, false, figure(treeJob, perSlave(3), "blockrepl-3")},
-	{"catch-up", "≥ 0.5 × the slower of disk and loopback", 0.5, true, special("catch-up", "floor: disk", "floor: loopback TCP")},
-	{"resync", "≥ 0.5 × the slower of disk and loopback", 0.5, true, special("resync", "floor: disk", "floor: loopback TCP")},
-	{"kill -9 to the first write of the promoted slave", "≤ 0.5 s after the command", 0.5, false, special("failover")},
-	{"start after a crash to the first read", "≤ 2 s with 4 GiB of kept records", 2, false, special("start after a crash")},
-	{"memory of a server, 1 TiB volume, full load", "≤ 400 MiB", 400, false, special("1 TiB volume: peak memory")},
+	{"4 KiB random write, depth 32, 3 servers", "≥ 0.6 × nbdkit with 1 copy (IOPS)", 0.6, true, false, ratio("randwrite-4k-qd32", iops, "blockrepl-3", "nbdkit")},
+	{"", "≥ 8 × quorum", 8, true, false, ratio("randwrite-4k-qd32", iops, "blockrepl-3", "quorum")},
+	{"4 KiB random write, depth 1, 3 servers", "≥ 0.4 × nbdkit", 0.4, true, false, ratio("randwrite-4k-qd1", iops, "blockrepl-3", "nbdkit")},
+	{"", "≥ 1.3 × quorum", 1.3, true, false, ratio("randwrite-4k-qd1", iops, "blockrepl-3", "quorum")},
+	{"4 KiB random write, depth 32, 1 server", "≥ 0.9 × nbdkit", 0.9, true, false, ratio("randwrite-4k-qd32", iops, "blockrepl-1", "nbdkit")},
+	{"4 KiB random write, depth 1, 1 server", "≥ 0.7 × nbdkit", 0.7, true, false, ratio("randwrite-4k-qd1", iops, "blockrepl-1", "nbdkit")},
+	{"4 KiB write + fsync, depth 1, 3 servers", "≤ 2 × the floor's median latency (a real disk)", 2, false, true, ratio("fsync-4k-qd1", p50, "blockrepl-3", "floor")},
+	{"4 KiB write + fsync, depth 32, 3 servers", "≥ 8 × the floor's IOPS (a real disk)", 8, true, true, across("fsync-4k-qd32", "blockrepl-3", iops, "fsync-4k-qd1", "floor")},
+	{"1 MiB sequential write, 3 servers", "≥ 0.35 × nbdkit (MB/s)", 0.35, true, false, ratio("seqwrite-1m-qd4", bytesPerSec, "blockrepl-3", "nbdkit")},
+	{"", "≥ 3 × quorum", 3, true, false, ratio("seqwrite-1m-qd4", bytesPerSec, "blockrepl-3", "quorum")},
+	{"4 KiB random read, depth 32", "≥ 1.2 × the better of nbdkit and qemu-nbd", 1.2, true, false, ratio("randread-4k-qd32", iops, "blockrepl-1", "nbdkit", "qemu-nbd")},
+	{"1 MiB read, depth 4", "≥ 1.2 × the better of both", 1.2, true, false, ratio("seqread-1m-qd4", bytesPerSec, "blockrepl-1", "nbdkit", "qemu-nbd")},
+	{"disk bytes a client byte, random data, 1 server", "≤ 2.25", 2.25, false, false, figure("random-4k-qd32", diskPerByte, "blockrepl-1")},
+	{"disk bytes a client byte, half-compressible, 1 server", "≤ 1.7", 1.7, false, false, figure("randwrite-4k-qd32", diskPerByte, "blockrepl-1")},
+	{"peer bytes a client byte and slave, file system", "≤ 0.6", 0.6, false, false, figure(treeJob, perSlave(3), "blockrepl-3")},
+	{"catch-up", "≥ 0.5 × the slower of disk and loopback", 0.5, true, false, special("catch-up", "floor: disk", "floor: loopback TCP")},
+	{"resync", "≥ 0.5 × the slower of disk and loopback", 0.5, true, false, special("resync", "floor: disk", "floor: loopback TCP")},
+	{"kill -9 to the first write of the promoted slave", "≤ 0.5 s after the command", 0.5, false, false, special("failover")},
+	{"start after a crash to the first read", "≤ 2 s with 4 GiB of kept records", 2, false, false, special(crashStartTarget)},
+	{"memory of a server, 1 TiB volume, full load", "≤ 400 MiB", 400, false, false, special("1 TiB volume: peak memory")},
 }
 
-// verdict says in a word how a target stands.
+// judge gives the figure and, in a word, how the target stands.
+func (t *target) judge(r *Result) (figure, verdict string) {
+	if t.disk && !strings.HasPrefix(r.Place, givenPlace) {
+		return "–", "needs a disk"
+	}
+	s := t.value(r)
+	return s.show(), t.verdict(s)
+}
+
 func (t *target) verdict(s stat) string {
 	switch {
 	case math.IsNaN(s.median):
@@ -102,7 +112,7 @@ func (s stat) show() string {
 		return "–"
 	}
 	if s.n < 2 || s.min == s.max {
-		return fmt.Sprintf("%.2f", s.median)
+		return compact(s.median)
 	}
 	return fmt.Sprintf("%.2f (%.2f–%.2f)", s.median, s.min, s.max)
 }
