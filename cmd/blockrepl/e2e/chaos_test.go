@@ -114,6 +114,9 @@ func (x *chaos) hurt() {
 	o := x.c.others(s)[x.rng.IntN(2)]
 	switch x.rng.IntN(5) {
 	case 0:
+		if !s.running() {
+			return
+		}
 		x.done["kill -9"]++
 		s.signal(syscall.SIGCONT)
 		s.kill()

@@ -54,14 +54,18 @@ func ballast(t *testing.T, dir string, leave int64) (path string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	// The file system needs some blocks for itself.
-	for n := int64(st.Bavail)*st.Bsize - leave; n > 0; n -= 64 << 10 {
-		if err = unix.Fallocate(int(f.Fd()), 0, 0, n); !errors.Is(err, unix.ENOSPC) {
-			break
+	// In steps: ext4 keeps what a refused call had got, and needs blocks for itself.
+	n, step := int64(st.Bavail)*st.Bsize-leave, int64(16<<20)
+	for at := int64(0); n-at > 0 && step >= 4096; {
+		size := min(step, n-at)
+		switch err := unix.Fallocate(int(f.Fd()), 0, at, size); {
+		case err == nil:
+			at += size
+		case errors.Is(err, unix.ENOSPC):
+			step /= 2
+		case !errors.Is(err, unix.EINTR):
+			t.Fatal(err)
 		}
-	}
-	if err != nil {
-		t.Fatal(err)
 	}
 	return f.Name()
 }
@@ -108,7 +112,7 @@ func TestFullDiskRefusesWritesAndRecovers(t *testing.T) {
 		} else {
 			// At once: what is numbered already waits in memory, and all that comes
 			// behind it.
-			full = append(full, ballast(t, disks[id], 64<<20))
+			full = append(full, ballast(t, disks[id], 150<<20))
 			c.awaitVolume(c.server(id), soon, "says that its disk is full", func(v *blockrepl.VolumeStatus) bool {
 				return v.State == blockrepl.StateSuspended && strings.Contains(v.Reason, "full")
 			})

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"sync/atomic"
 	"testing"
 )
 
@@ -15,23 +16,28 @@ type network struct {
 	hosts  map[string]string // id → address
 }
 
+// networks counts those of this process.
+var networks atomic.Int64
+
 // newNetwork makes the namespaces; the end of the test removes them.
 func newNetwork(t *testing.T, ids ...string) *network {
 	t.Helper()
 	leftOut(t, "BLOCKREPL_NO_NETNS", os.Getuid() == 0, "root, for network namespaces")
 	need(t, "ip", "iptables")
-	pid := os.Getpid()
-	n := &network{t: t, bridge: fmt.Sprintf("bre%d", pid), subnet: fmt.Sprintf("10.%d.%d.", 200+pid%50, pid/50%250), names: map[string]string{}, hosts: map[string]string{}}
+	// The kernel takes its time to remove a namespace: no name is used twice.
+	pid, run := os.Getpid(), networks.Add(1)
+	n := &network{t: t, bridge: fmt.Sprintf("bre%d-%d", pid, run), subnet: fmt.Sprintf("10.%d.%d.", 200+pid%50, pid/50%250), names: map[string]string{}, hosts: map[string]string{}}
 	tool(t, "ip", "link", "add", n.bridge, "type", "bridge")
 	t.Cleanup(func() { tryTool("ip", "link", "del", n.bridge) })
 	tool(t, "ip", "addr", "add", n.subnet+"254/24", "dev", n.bridge)
 	tool(t, "ip", "link", "set", n.bridge, "up")
 	for i, id := range ids {
-		name, here, there := fmt.Sprintf("blockrepl-e2e-%d-%s", pid, id), fmt.Sprintf("br%d%s", pid, id), "eth0"
+		name, here, there := fmt.Sprintf("blockrepl-e2e-%d-%d-%s", pid, run, id), fmt.Sprintf("b%d-%d%s", pid, run, id), "eth0"
 		n.names[id], n.hosts[id] = name, fmt.Sprintf("%s%d", n.subnet, i+1)
 		tool(t, "ip", "netns", "add", name)
 		t.Cleanup(func() { tryTool("ip", "netns", "del", name) })
 		tool(t, "ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
+		t.Cleanup(func() { tryTool("ip", "link", "del", here) })
 		tool(t, "ip", "link", "set", here, "master", n.bridge, "up")
 		tool(t, "ip", "-n", name, "addr", "add", n.hosts[id]+"/24", "dev", there)
 		tool(t, "ip", "-n", name, "link", "set", there, "up")
