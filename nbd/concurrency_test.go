@@ -126,11 +126,15 @@ func TestBytesInFlightAreBounded(t *testing.T) {
 	default:
 	}
 	close(release)
-	for _, c := range clients {
-		if rep, err := c.Recv(); err != nil || rep.Errno != 0 {
-			t.Fatalf("reply %+v, %v", rep, err)
-		}
+	var wg sync.WaitGroup
+	for _, c := range clients { // at once: which of them was first holds the budget until its reply is read
+		wg.Go(func() {
+			if rep, err := c.Recv(); err != nil || rep.Errno != 0 {
+				t.Errorf("reply %+v, %v", rep, err)
+			}
+		})
 	}
+	wg.Wait()
 	await(t, "the budget is whole again", func() bool { return s.Stats().BudgetBytes == 40<<20 })
 }
 

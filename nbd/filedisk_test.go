@@ -22,7 +22,7 @@ func TestFileDiskIsTheFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Shutdown()
+	t.Cleanup(func() { _ = d.Shutdown() }) // after the server
 	c := attach(t, pipe(t, serveDisk(t, d), true), true)
 	want := make([]byte, diskSize)
 	put := func(flags uint16, off, n int) {
