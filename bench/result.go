@@ -165,12 +165,12 @@ func newStat(values []float64) stat {
 }
 
 // over is the ratio of the medians, and the least and the most it can be with the samples at hand.
-func (a stat) over(b stat) stat {
-	return stat{n: min(a.n, b.n), median: a.median / b.median, min: a.min / b.max, max: a.max / b.min}
+func (s stat) over(b stat) stat {
+	return stat{n: min(s.n, b.n), median: s.median / b.median, min: s.min / b.max, max: s.max / b.min}
 }
 
 // spread is half the distance of the extremes, in parts of the median.
-func (a stat) spread() float64 { return (a.max - a.min) / 2 / a.median }
+func (s stat) spread() float64 { return (s.max - s.min) / 2 / s.median }
 
 // of gathers one figure of all samples of a job on a peer.
 func (r *Result) of(job, peer string, figure func(*Sample) float64) stat {

@@ -112,13 +112,11 @@ func TestLoopbackCopyMovesAllBytes(t *testing.T) {
 
 func TestReportSaysWhatWasMeasuredAndWhatNot(t *testing.T) {
 	r := &Result{Version: resultVersion, Rounds: 1, Place: "a <disk>"}
-	for _, s := range []Sample{
+	r.Samples = append(r.Samples, []Sample{
 		{Job: "randwrite-4k-qd32", Peer: "nbdkit", IOPS: 40000, ClientBytes: 1 << 20, Requests: 256},
 		{Job: "randwrite-4k-qd32", Peer: "blockrepl-3", IOPS: 30000, ClientBytes: 1 << 20, Requests: 256,
 			CPUSeconds: map[string]float64{"a": 1, "b": 2}, DiskBytes: 2 << 20},
-	} {
-		r.Samples = append(r.Samples, s)
-	}
+	}...)
 	r.Specials = append(r.Specials, Special{Name: "failover", Value: 0.7, Unit: "s"})
 	dir := t.TempDir()
 	if err := r.write(filepath.Join(dir, "r.json")); err != nil {

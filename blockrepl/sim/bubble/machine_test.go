@@ -76,15 +76,6 @@ func (p *process) dead() bool {
 	}
 }
 
-// volume is the machine's volume while it runs.
-func (m *machine) volume() *blockrepl.Volume {
-	p := m.process()
-	if p == nil || p.dead() {
-		return nil
-	}
-	return p.srv.Volume(volumeName)
-}
-
 // boot starts a process on the machine's disk.
 func (m *machine) boot() error { return m.start(func(*process) {}) }
 

@@ -51,13 +51,13 @@ var failing = []struct {
 }
 
 // untilFailed writes until the machine says that it has failed.
-func (cl *client) untilFailed(m *machine) (open []*operation) {
-	cl.w.await(m.name+" fails", healthyMax, func() bool {
+func (c *client) untilFailed(m *machine) (open []*operation) {
+	c.w.await(m.name+" fails", healthyMax, func() bool {
 		if m.is(blockrepl.StateFailed) {
 			return true
 		}
-		if cl.attached() && len(open) < pendingMax {
-			open = append(open, cl.begin(cl.place()))
+		if c.attached() && len(open) < pendingMax {
+			open = append(open, c.begin(c.place()))
 		}
 		open = unanswered(open)
 		return false

@@ -109,13 +109,6 @@ func (w *world) fatalf(format string, args ...any) {
 	w.errorf(format, args...)
 	panic(errGiveUp)
 }
-
-func (w *world) ok() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.failed) == 0
-}
-
 func (w *world) report(t *testing.T) {
 	t.Helper()
 	w.mu.Lock()
