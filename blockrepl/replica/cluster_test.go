@@ -17,6 +17,8 @@ type cluster struct {
 	nodes   []*node
 	queue   []func() // effects under way
 	session uint64
+	// mangle gives what arrives instead of a message; nil: the message.
+	mangle func(to record.ServerID, m wire.Message) []wire.Message
 }
 
 type node struct {
@@ -41,6 +43,7 @@ type node struct {
 	waiting []uint64
 	forgot  string
 	aside   []*record.Record
+	cursors map[uint64]record.Seq // of the senders, by session
 }
 
 func newCluster(t *testing.T, n int, policy wire.OnDegraded) *cluster {
@@ -267,6 +270,16 @@ func (n *node) look(seq record.Seq) Looked {
 }
 
 func (n *node) deliver(to record.ServerID, session uint64, m wire.Message) {
+	if n.c.mangle == nil {
+		n.deliverOne(to, session, m)
+		return
+	}
+	for _, m := range n.c.mangle(to, m) {
+		n.deliverOne(to, session, m)
+	}
+}
+
+func (n *node) deliverOne(to record.ServerID, session uint64, m wire.Message) {
 	other := n.c.node(to.String())
 	n.c.queue = append(n.c.queue, func() {
 		if other.up && other.links[n.id] == session {
@@ -293,19 +306,20 @@ func copyForward(t *testing.T, f *wire.Forward) *wire.Forward {
 
 // stream sends what the journal holds by the time it is carried out.
 func (n *node) stream(s Stream) {
-	cursor := s.From
 	n.later(func() {
 		a := &wire.Append{Epoch: s.Epoch, Commit: n.r.Commit(), Floor: n.r.Floor()}
-		other := n.c.node(s.To.String())
-		from := cursor
-		if from == 0 {
-			from = other.r.last.Seq + 1 // perfect link: all before has come
+		if n.cursors == nil {
+			n.cursors = map[uint64]record.Seq{}
+		}
+		if s.From != 0 {
+			n.cursors[s.Session] = s.From
 		}
 		for _, rec := range n.log {
-			if rec.Seq >= from && rec.Seq <= s.End {
+			if rec.Seq >= n.cursors[s.Session] && rec.Seq <= s.End {
 				a.Records = append(a.Records, rec)
 			}
 		}
+		n.cursors[s.Session] = s.End + 1
 		n.deliver(s.To, s.Session, a)
 	})
 }
