@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,13 +62,26 @@ func newCluster(t *testing.T, n int, change func(*Options)) *cluster {
 
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	portNext.CompareAndSwap(0, int64(os.Getpid()*61))
+	for range portLast - portFirst {
+		addr := fmt.Sprintf("127.0.0.1:%d", portFirst+portNext.Add(1)%(portLast-portFirst))
+		if ln, err := net.Listen("tcp", addr); err == nil {
+			ln.Close()
+			return addr
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	t.Fatal("no free port")
+	return ""
 }
+
+// Ports below those that the kernel gives outgoing connections: one that dials a
+// port where nobody listens yet may be given that very port, and reach itself.
+const (
+	portFirst = 12000
+	portLast  = 32000
+)
+
+var portNext atomic.Int64
 
 // testLog writes a server's log to the test's.
 type testLog struct{ t *testing.T }

@@ -268,8 +268,12 @@ func (o *operator) do(m *machine, st *blockrepl.VolumeStatus) {
 		if strings.HasPrefix(st.Next, "on the master") && st.Master != "" {
 			at = o.w.machine(st.Master)
 		}
+		lost := strings.TrimRight(words[2], ";.")
+		if _, up := o.w.machine(lost).status(); up && strings.Contains(st.Next, "gone for good") {
+			return // it is not: it may even be master by our own command
+		}
 		force := len(words) > 3 && words[3] == "--force" || len(o.w.machines) == 2
-		o.run(at, "forget", blockrepl.ForgetRequest{Server: strings.TrimRight(words[2], ";."), Force: force}, nil)
+		o.run(at, "forget", blockrepl.ForgetRequest{Server: lost, Force: force}, nil)
 	case "resolve":
 		o.w.errorf("split brain although the operator kept the rules: %s: %s", m.name, st.Reason)
 	}
