@@ -144,6 +144,30 @@ func (r *Replica) goes(id record.ServerID) bool {
 	return !inSync(&st, id)
 }
 
+// stuck says what to do about a shrink that no majority can note any more, "" if
+// there is none: servers that could have noted it are gone since it was asked for.
+func (r *Replica) stuck(name string) string {
+	c := r.m.change
+	if c == nil || c.settled || c.state.Forced || !c.grow.ID.IsZero() {
+		return ""
+	}
+	reach := 1
+	for _, p := range r.peers {
+		if p.joined && p.state != Down || contains(c.noted, p.id) {
+			reach++
+		}
+	}
+	if reach >= majority(len(c.state.Members)) {
+		return ""
+	}
+	for _, m := range r.hard.State.InSync {
+		if !inSync(&c.state, m.ID) {
+			return fmt.Sprintf("bring more servers back; or, if %v will not be promoted: blockrepl forget %s %v --force", m.ID, name, m.ID)
+		}
+	}
+	return ""
+}
+
 func (r *Replica) masterCondition(name string) (Condition, string, string) {
 	if !r.m.serving {
 		next := ""
@@ -153,12 +177,18 @@ func (r *Replica) masterCondition(name string) (Condition, string, string) {
 				break
 			}
 		}
+		if next == "" {
+			next = r.stuck(name)
+		}
 		return Suspended, fmt.Sprintf("epoch %v begins when its first record is durable on %s", r.epoch(), names(r.unmatched())), next
 	}
 	for _, p := range r.peers {
 		if inSync(&r.hard.State, p.id) && (!p.joined || p.state == Down) && !r.goes(p.id) {
 			return Suspended, fmt.Sprintf("writes wait for %v: %s", p.id, p.reason), fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", p.id, name, p.id)
 		}
+	}
+	if next := r.stuck(name); next != "" {
+		return Suspended, "a change of the in-sync set waits until a majority has noted it", next
 	}
 	for _, p := range r.peers {
 		if !inSync(&r.hard.State, p.id) {
