@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
@@ -20,6 +21,7 @@ import (
 //
 // In the calm the operator does what status says, and nothing else.
 type operator struct {
+	asserts []forced // forced forgets that are not answered yet
 	next    uint64
 	promote uint64 // the promotion under way; 0: none
 	node    *node  // at which
@@ -76,9 +78,21 @@ func (o *operator) order(s *Sim, f fault, n *node) {
 	}
 }
 
+// forced is a forget --force under way: what it asserts binds from when it is
+// said, however late the server that was asked carries it out.
+type forced struct {
+	id   uint64
+	at   *node
+	bars []*node
+}
+
+// settled forgets about forced forgets that are answered, or will never be.
+func (o *operator) settled(done func(forced) bool) { o.asserts = slices.DeleteFunc(o.asserts, done) }
+
 // clear takes a warning back once the server is in sync again.
 func (o *operator) clear(s *Sim, n *node) bool {
-	if s.member(n) {
+	open := slices.ContainsFunc(o.asserts, func(f forced) bool { return slices.Contains(f.bars, n) })
+	if s.member(n) && !open {
 		n.warned = false
 	}
 	return !n.warned
@@ -161,11 +175,14 @@ func (o *operator) forget(s *Sim, n *node) {
 		if o.promote != 0 || s.now < o.until || st.Master != n.id {
 			return
 		}
+		f := forced{id: o.next, at: n}
 		for _, k := range s.nodes { // no majority may know of it
 			if k == m || !inState(&n.journal.os.hard.State, k.id) {
 				k.warned = true
+				f.bars = append(f.bars, k)
 			}
 		}
+		o.asserts = append(o.asserts, f)
 	}
 	s.hit(fForget, n)
 	s.tell(n.i, "forget %v, force %v", m.id, force)
@@ -175,6 +192,7 @@ func (o *operator) forget(s *Sim, n *node) {
 // result hears the answer to a command.
 func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 	s.tell(n.i, "command %d: %v %v", r.ID, r.Err, r.Note)
+	o.settled(func(f forced) bool { return f.id == r.ID })
 	if r.ID == o.promote {
 		if r.Err == nil && r.Note != "" {
 			// A promotion that no majority knows of: whoever it left out is named.
@@ -204,6 +222,7 @@ func (o *operator) ended(s *Sim) {
 
 // crashed hears that a server died: nobody will answer its commands.
 func (o *operator) crashed(n *node) {
+	o.settled(func(f forced) bool { return f.at == n })
 	if o.node == n {
 		o.ended(n.s)
 	}
