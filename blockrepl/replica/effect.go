@@ -78,6 +78,9 @@ type Hard struct {
 	// Proposed is the newest change of State that this master asked for and whose
 	// outcome it may not have learned; it binds nobody until it is in force.
 	Proposed *wire.State
+	// Match is where the journal agreed with the epoch that is followed when that
+	// began: it held as much then.
+	Match record.Seq
 	// Forgot says why this server's past is not believed, "" when it is. Durable,
 	// so that a second restart does not take what is left for the whole.
 	Forgot string

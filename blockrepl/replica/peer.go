@@ -287,6 +287,9 @@ func (r *Replica) lacks(g *wire.Greeting) bool {
 // went beyond last: the image holds more, or an epoch of its own begins above,
 // whose record was in the same batch as its name. "" when it proves nothing.
 func (h *Hard) lost(self record.ServerID, last record.Seq) string {
+	if h.Match > last {
+		return fmt.Sprintf("the journal ends at %d; it held %d when epoch %v began", last, h.Match, h.Following)
+	}
 	if h.Checkpoint > last {
 		return fmt.Sprintf("the image holds number %d; the journal ends at %d", h.Checkpoint, last)
 	}

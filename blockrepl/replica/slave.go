@@ -177,6 +177,7 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 		r.cutTo(j.Match)
 		s.Cut = &j.Match
 	}
+	r.hard.Match = j.Match.Seq
 	s.Hard = r.hardCopy()
 	r.s.acked = j.Match.Seq
 	session := p.session
