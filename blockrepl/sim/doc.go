@@ -25,8 +25,8 @@
 //
 //	go test ./blockrepl/sim                                    saved, fixed and fresh seeds
 //	go test ./blockrepl/sim -run TestSchedules -length 2m      fresh seeds for two minutes
-//	go test ./blockrepl/sim -run TestSchedules -schedules 1000000 -timeout 0
-//	go test ./blockrepl/sim -run TestSeed -v -seed N [-off crash,lose]
+//	go test ./blockrepl/sim -run TestSchedules -schedules 1000000 -timeout 0 -failures /tmp/failures
+//	go test ./blockrepl/sim -run TestSeed -v -seed N [-off crash,lose] [-faults-for 1s]
 //	go test -tags mutants ./blockrepl/sim -run TestMutants     every broken rule is found
 //
 // What is not tried here: an operator who breaks the rules (losses announced by
