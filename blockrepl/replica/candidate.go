@@ -27,6 +27,11 @@ type candidate struct {
 	until    Time // promoting: who has not promised by then is left out
 	asked    Time // when promises were last asked for
 	give     Time // then the candidacy of a command fails
+
+	// adopt.go: whose longer journal end is being fetched, when it is asked for again.
+	tail    record.ServerID
+	tailAt  Time
+	ownTail bool // none is fetched any more
 }
 
 // pledge is a promise that was given to us.
@@ -321,6 +326,9 @@ func (r *Replica) tryElect() {
 		if c.kind == promoting && r.now >= c.give {
 			r.giveUp()
 		}
+		return
+	}
+	if r.adopting(set) {
 		return
 	}
 	base := c.base

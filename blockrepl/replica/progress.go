@@ -216,6 +216,10 @@ func (r *Replica) progressed(p *peer) {
 
 // onRequest sends records again that a slave misses.
 func (r *Replica) onRequest(p *peer, q *wire.Request) {
+	if r.role == wire.RoleSlave && q.Epoch.Server == p.id && q.Epoch == r.hard.Promised && q.Epoch != r.hard.Following {
+		r.lendTail(p, q)
+		return
+	}
 	if r.role != wire.RoleMaster || !p.joined || q.Epoch != r.epoch() {
 		return
 	}

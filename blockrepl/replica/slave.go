@@ -197,6 +197,9 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 
 // onAppend takes records of the stream.
 func (r *Replica) onAppend(p *peer, a *wire.Append) {
+	if r.adopt(p, a) {
+		return
+	}
 	if r.hard.Following != a.Epoch || a.Epoch != r.hard.Promised && !mutated("accept records after a newer promise") || r.role != wire.RoleSlave || r.s.master != p.id {
 		if r.now.Sub(p.lastRefusal) >= r.cfg.PeerTimeout/4 || p.lastRefusal == 0 {
 			p.lastRefusal = r.now

@@ -213,6 +213,9 @@ func (r *Replica) candidateCondition(name string) (Condition, string, string) {
 		return Suspended, fmt.Sprintf("epoch %v needs %s, whose past is not what others remember of it", r.c.epoch, names(unbelieved)),
 			fmt.Sprintf("to resync it: blockrepl forget %s %v", name, unbelieved[0])
 	}
+	if len(silent) == 0 && !r.c.tail.IsZero() {
+		return Suspended, fmt.Sprintf("epoch %v begins when the records after number %d have come from %v", r.c.epoch, r.last.Seq, r.c.tail), ""
+	}
 	if len(silent) == 0 {
 		if r.c.kind != restarting || r.now < r.c.wait {
 			return Suspended, "taking epoch " + r.c.epoch.String(), ""
