@@ -190,6 +190,7 @@ func (a *applier) flush() *failure {
 		return nil
 	}
 	err := a.v.img.Apply(a.changes)
+	a.v.seen.note(a.changes[len(a.changes)-1].Off)
 	clear(a.changes)
 	a.changes = a.changes[:0]
 	if err != nil {

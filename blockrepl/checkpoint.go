@@ -87,6 +87,6 @@ func (c *checkpointer) sync() error {
 	if err := c.v.img.Sync(); err != nil {
 		return err
 	}
-	c.v.in.synced(gen, seq)
+	c.v.in.synced(gen, seq, c.v.seen.take(c.v))
 	return nil
 }

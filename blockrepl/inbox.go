@@ -38,6 +38,7 @@ type tidings struct {
 	stored  uint64
 	applied record.Seq
 	synced  record.Seq
+	image   []replica.Sample // of the image, with synced
 }
 
 func newInbox() *inbox {
@@ -158,10 +159,10 @@ func (in *inbox) applied(gen uint64, seq record.Seq) {
 	in.notify()
 }
 
-func (in *inbox) synced(gen uint64, seq record.Seq) {
+func (in *inbox) synced(gen uint64, seq record.Seq, image []replica.Sample) {
 	in.mu.Lock()
-	if gen == in.gen {
-		in.now.synced = max(in.now.synced, seq)
+	if gen == in.gen && seq >= in.now.synced {
+		in.now.synced, in.now.image = seq, image
 	}
 	in.mu.Unlock()
 	in.notify()
@@ -178,7 +179,7 @@ func (in *inbox) generation() uint64 {
 func (in *inbox) reset() {
 	in.mu.Lock()
 	in.gen++
-	in.now.applied, in.now.synced = 0, 0
+	in.now.applied, in.now.synced, in.now.image = 0, 0, nil
 	in.mu.Unlock()
 }
 

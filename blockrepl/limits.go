@@ -95,6 +95,12 @@ const (
 	// write, in bytes.
 	resyncBusy = 64 << 20
 
+	// samplesRecent is how many of the blocks that were written last are noted with
+	// a checkpoint, sampleBytes how large a block is: each costs a read from the page
+	// cache every checkpointEvery, and about 60 bytes of the saved state.
+	samplesRecent = 14
+	sampleBytes   = 4096
+
 	// verifyTries is how often verify asks again for one block that was written
 	// meanwhile, before it gives up.
 	verifyTries = 100

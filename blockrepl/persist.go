@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
@@ -93,40 +94,45 @@ func LoadHard(l *journal.Log) (replica.Hard, bool, error) {
 	return h, ok, err
 }
 
-// loadSaved reads all that the journal knows of a volume. Records are read from
+// loadSaved reads all that the journal knows of a volume, and gives the samples of
+// the image that its records say nothing about. Records are read from
 // the checkpoint and from the table on only, so that a start costs what was
 // written since and not what is kept.
-func loadSaved(l *journal.Log) (replica.Saved, error) {
-	var s replica.Saved
+func loadSaved(l *journal.Log) (s replica.Saved, samples []replica.Sample, err error) {
 	hard, _, err := LoadHard(l)
 	if err != nil {
-		return s, err
+		return s, nil, err
 	}
 	s.Hard = hard
 	if _, err := loadMeta(l, keyTable, &s.Table); err != nil {
-		return s, err
+		return s, nil, err
 	}
 	var memory []wire.Memory
 	if _, err := loadMeta(l, keyMemory, &memory); err != nil {
-		return s, err
+		return s, nil, err
 	}
 	s.Memory = memory
 	s.First, s.Last, s.Bytes = l.First(), l.Last(), l.Bytes()
-	if err := loadRecords(l, &s); err != nil {
-		return s, err
+	if samples, err = loadRecords(l, &s); err != nil {
+		return s, nil, err
 	}
 	if len(s.Sums) == 0 && s.Last.Seq > 0 {
 		s.Sums = []uint64{s.Last.Sum}
 	}
-	return s, nil
+	if hard.Resync != nil {
+		samples = nil // the image is a mixture
+	}
+	return s, samples, nil
 }
 
-// loadRecords reads the sums and marks above checkpoint and table. A damaged
+// loadRecords reads the sums and marks above checkpoint and table, and gives the
+// samples of the image that no record above the checkpoint touches. A damaged
 // record does not stop the server: the one behind it tells its sum, and whoever
 // needs its content asks the other servers for it (mend.go). If it was a mark the
 // table lacks an attachment, which costs a client a reconnect and nothing else:
 // writes of a generation that the table does not know are never numbered.
-func loadRecords(l *journal.Log, s *replica.Saved) error {
+func loadRecords(l *journal.Log, s *replica.Saved) ([]replica.Sample, error) {
+	samples := slices.Clone(s.Hard.Image)
 	from := max(s.First, min(s.Table.AsOf, s.Hard.Checkpoint)+1)
 	first, hole := true, false
 	for next := from; next <= s.Last.Seq; {
@@ -142,6 +148,9 @@ func loadRecords(l *journal.Log, s *replica.Saved) error {
 			if rec.Seq > s.Table.AsOf && (rec.Kind == record.KindMark || rec.Kind == record.KindResize) {
 				s.Marks = append(s.Marks, rec)
 			}
+			if rec.Seq > s.Hard.Checkpoint {
+				samples = untouched(samples, rec)
+			}
 			next = rec.Seq + 1
 			return nil
 		})
@@ -150,7 +159,10 @@ func loadRecords(l *journal.Log, s *replica.Saved) error {
 			break
 		}
 		if !errors.As(err, &c) || c.Seq < next {
-			return fmt.Errorf("read records %d..%d: %w", next, s.Last.Seq, err)
+			return nil, fmt.Errorf("read records %d..%d: %w", next, s.Last.Seq, err)
+		}
+		if c.Seq > s.Hard.Checkpoint {
+			samples = nil // nobody knows what it touches
 		}
 		s.Sums = append(s.Sums, 0) // the next record, or the journal's end, says which
 		first, hole = false, true
@@ -159,7 +171,7 @@ func loadRecords(l *journal.Log, s *replica.Saved) error {
 	if hole {
 		s.Sums[len(s.Sums)-1] = s.Last.Sum
 	}
-	return nil
+	return samples, nil
 }
 
 // readRecords calls fn for the records from..to, however many bytes they are.

@@ -36,6 +36,7 @@ type Volume struct {
 	logr *slog.Logger
 
 	img   *image.Image
+	seen  sampler // of img
 	ring  ring
 	in    *inbox
 	app   *applier
@@ -93,11 +94,11 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 		logr: s.opt.Logger.With("volume", opt.Name), loopDone: make(chan struct{}), created: make(chan struct{}),
 	}
 	v.ring.budget = s.ring
-	saved, err := v.load(logs[opt.Name])
+	saved, samples, err := v.load(logs[opt.Name])
 	if err != nil {
 		return nil, err
 	}
-	if err := v.openImage(&saved); err != nil {
+	if err := v.openImage(&saved, samples); err != nil {
 		return nil, err
 	}
 	saved.Free = s.space.free(v)
@@ -131,23 +132,23 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 }
 
 // load reads what the journal holds and compares it with the marks.
-func (v *Volume) load(log *journal.Log) (replica.Saved, error) {
+func (v *Volume) load(log *journal.Log) (replica.Saved, []replica.Sample, error) {
 	if log == nil {
 		// Before the volume exists there is no uuid to keep things under.
 		var err error
 		if log, err = v.s.journal.Log(nameID(v.name)); err != nil {
-			return replica.Saved{}, fmt.Errorf("volume %q: open journal: %w", v.name, err)
+			return replica.Saved{}, nil, fmt.Errorf("volume %q: open journal: %w", v.name, err)
 		}
-		saved, err := loadSaved(log)
+		saved, _, err := loadSaved(log)
 		if err != nil {
-			return saved, fmt.Errorf("volume %q: %w", v.name, err)
+			return saved, nil, fmt.Errorf("volume %q: %w", v.name, err)
 		}
 		v.log.Store(log)
-		return saved, nil
+		return saved, nil, nil
 	}
-	saved, err := loadSaved(log)
+	saved, samples, err := loadSaved(log)
 	if err != nil {
-		return saved, fmt.Errorf("volume %q: %w", v.name, err)
+		return saved, nil, fmt.Errorf("volume %q: %w", v.name, err)
 	}
 	v.log.Store(log)
 	v.uuid.Store(&saved.Hard.State.UUID)
@@ -164,7 +165,7 @@ func (v *Volume) load(log *journal.Log) (replica.Saved, error) {
 	if saved.Forgot != "" {
 		v.logr.Warn("this server forgot what it had acknowledged; it must be resynced", "reason", saved.Forgot)
 	}
-	return saved, nil
+	return saved, samples, nil
 }
 
 // nameID is what the little is kept under that a server must remember of a volume
@@ -181,9 +182,10 @@ func (v *Volume) markID() record.VolumeID {
 	return nameID(v.name)
 }
 
-// openImage opens the image, or makes it. An image that is missing, or that has
-// bytes of which the journal knows nothing, is not believed.
-func (v *Volume) openImage(saved *replica.Saved) error {
+// openImage opens the image, or makes it. An image that is missing, that has bytes
+// of which the journal knows nothing, or that is not like the samples of the last
+// checkpoint, is not believed.
+func (v *Volume) openImage(saved *replica.Saved, samples []replica.Sample) error {
 	known := !saved.Hard.State.Epoch.IsZero()
 	size := v.opt.Size
 	if known {
@@ -204,7 +206,11 @@ func (v *Volume) openImage(saved *replica.Saved) error {
 	case !known && !img.Blank() && saved.Forgot == "":
 		saved.Forgot = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
 	default:
-		return nil
+		why := v.unlike(samples, saved.Hard.Checkpoint)
+		if v.seen.begin(saved.Hard.Image); why == "" || saved.Forgot != "" {
+			return nil
+		}
+		saved.Forgot = why
 	}
 	v.logr.Warn("image is not believed", "reason", saved.Forgot)
 	return nil
@@ -252,7 +258,7 @@ func (v *Volume) round() {
 		v.step(now, replica.Applied{Seq: t.applied})
 	}
 	if t.synced > 0 {
-		v.step(now, replica.ImageSynced{Seq: t.synced})
+		v.step(now, replica.ImageSynced{Seq: t.synced, Image: t.image})
 	}
 	if v.roundAt != 0 && now.Sub(v.roundAt) > v.s.opt.PeerTimeout/2 {
 		v.departed(now)

@@ -155,7 +155,7 @@ func BenchmarkStep(b *testing.B) {
 					wrote += depth
 					if wrote%(4096/depth*depth) < depth { // the checkpoint, which lets records go
 						for i, s := range l.servers {
-							l.post(i, ImageSynced{s.r.applied})
+							l.post(i, ImageSynced{Seq: s.r.applied})
 							l.post(i, Tick{})
 						}
 						l.run()

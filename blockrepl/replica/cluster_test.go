@@ -189,7 +189,7 @@ func (n *node) carryOut(e *Effects) {
 	}
 	if e.SyncImage != 0 {
 		to := e.SyncImage
-		n.later(func() { n.step(ImageSynced{to}) })
+		n.later(func() { n.step(ImageSynced{Seq: to}) })
 	}
 	for _, d := range e.Complete {
 		n.done[d.Op.Rec.Operation] = d.Err

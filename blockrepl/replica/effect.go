@@ -81,9 +81,18 @@ type Hard struct {
 	// Match is where the journal agreed with the epoch that is followed when that
 	// began: it held as much then.
 	Match record.Seq
+	// Image are blocks of the image as they were at Checkpoint, so that another
+	// image is not taken for it (the shell compares them at a start).
+	Image []Sample
 	// Forgot says why this server's past is not believed, "" when it is. Durable,
 	// so that a second restart does not take what is left for the whole.
 	Forgot string
+}
+
+// Sample is what a block of the image held: Sum is the shell's to make and compare.
+type Sample struct {
+	Off, Len int64 // bytes
+	Sum      uint64
 }
 
 // ResyncMark says that the image is a mixture until everything through Target is applied.

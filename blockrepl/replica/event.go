@@ -71,8 +71,12 @@ type Stored struct{ ID uint64 }
 // Applied: everything through Seq is in the image.
 type Applied struct{ Seq record.Seq }
 
-// ImageSynced: the image is fsynced with everything through Seq.
-type ImageSynced struct{ Seq record.Seq }
+// ImageSynced: the image is fsynced with everything through Seq. Image are samples
+// of it, each as of Seq or as left by records above Seq that touch it.
+type ImageSynced struct {
+	Seq   record.Seq
+	Image []Sample
+}
 
 // Looked answers Effects.Lookup. OK is false when the record is not kept.
 type Looked struct {

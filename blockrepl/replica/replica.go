@@ -175,7 +175,7 @@ func (r *Replica) take(ev Event) {
 	case Gone:
 		r.gone(ev.Conn)
 	case ImageSynced:
-		r.imageSynced(ev.Seq)
+		r.imageSynced(ev.Seq, ev.Image)
 	case Looked:
 		r.looked(ev)
 	case Space:
@@ -305,15 +305,16 @@ func (r *Replica) onApplied(seq record.Seq) {
 }
 
 // imageSynced moves the checkpoint: the table and the number are stored together.
-func (r *Replica) imageSynced(seq record.Seq) {
+func (r *Replica) imageSynced(seq record.Seq, image []Sample) {
 	if mutated("checkpoint what is applied") {
 		seq = max(seq, r.applied)
 	}
 	ends := r.resy.ending && seq >= r.hard.Resync.Target
-	if seq > r.applied || seq < r.hard.Checkpoint || seq == r.hard.Checkpoint && !ends {
+	same := seq == r.hard.Checkpoint && (r.hard.Resync != nil || slices.Equal(image, r.hard.Image))
+	if seq > r.applied || seq < r.hard.Checkpoint || same && !ends {
 		return
 	}
-	r.hard.Checkpoint = seq
+	r.hard.Checkpoint, r.hard.Image = seq, image
 	r.endResync()
 	t := r.table.clone()
 	r.store(Store{Table: &t, Hard: r.hardCopy(), Memory: r.memoryCopy()}, nil)

@@ -41,7 +41,7 @@ func (r *Replica) beginResync(base record.Pos, t Table) {
 	r.marks = nil
 	r.table = t
 	r.renumberTable()
-	r.hard.Checkpoint = base.Seq
+	r.hard.Checkpoint, r.hard.Image = base.Seq, nil
 	r.hard.Resync = &ResyncMark{Base: base.Seq, High: base.Seq}
 	r.forgot, r.hard.Forgot = "", ""
 	r.resy = resync{}

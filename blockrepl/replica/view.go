@@ -121,6 +121,8 @@ func (r *Replica) condition() (Condition, string, string) {
 		return SplitBrain, fmt.Sprintf("this server and %v both went on alone", r.splitBy), "blockrepl resolve " + name + " --keep SERVER"
 	case r.forgot != "" && r.blank():
 		return Diverged, r.forgot, "blockrepl init " + name
+	case r.forgot != "" && len(r.members()) == 1:
+		return Diverged, r.forgot, "put the right data back and restart; or take what is here for the whole: blockrepl promote " + name + " --accept-loss"
 	case r.forgot != "" && r.hard.Resync == nil && r.hard.State.Master == r.cfg.Self:
 		return Diverged, r.forgot, "on another server that is in sync: blockrepl promote " + name
 	case r.forgot != "" && r.hard.Resync == nil:
