@@ -3,6 +3,7 @@ package sim
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"math"
 	"slices"
 	"time"
@@ -67,6 +68,7 @@ type client struct {
 	i        int8
 	identity string
 	takeover bool
+	bare     bool // without a token: nobody can tell its connections apart
 	conn     *conn
 	token    uint64
 	pending  []*request
@@ -76,6 +78,7 @@ type client struct {
 
 func (s *Sim) addClient(i int) {
 	c := &client{s: s, i: int8(i), identity: fmt.Sprintf("client%d", i), takeover: i > 0 && !s.prof.shared}
+	c.bare = chance(s.dice.bits, s.prof.bare)
 	s.clients = append(s.clients, c)
 	s.at(s.dice.client.Int64N(int64(peerTimeout)), event{what: evClient, n: c.i})
 }
@@ -114,7 +117,11 @@ func (c *client) connect() {
 		c.pending = nil
 		return
 	}
-	c.token++
+	if !c.bare {
+		c.token++
+	} else if len(c.pending) > 0 {
+		s.hit(fBare, n)
+	}
 	c.since = s.now
 	c.patience = int64(peerTimeout) + exp(s.dice.client, 3*peerTimeout)
 	k := &conn{id: uint64(len(s.conns)), client: c.i, node: n.i, run: n.run, token: c.token}
@@ -223,6 +230,8 @@ func (n *node) admit(now replica.Time, ops []*request) {
 	}
 }
 
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
 // draft makes the record of a request.
 func draft(q *request) *record.Record {
 	rec := &record.Record{Header: record.Header{Offset: int64(q.lo) * sectorBytes, Length: int64(q.n) * sectorBytes, Time: int64(q.id)}}
@@ -234,6 +243,7 @@ func draft(q *request) *record.Record {
 		for i := range q.n {
 			putValue(rec.Raw[record.HeaderSize+i*sectorBytes:], q.id)
 		}
+		rec.PayloadSum = crc32.Checksum(rec.Raw[record.HeaderSize:], castagnoli)
 		return rec
 	case reqZero:
 		rec.Kind = record.KindZero

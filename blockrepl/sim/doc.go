@@ -13,6 +13,8 @@
 //	node     one server: the state machine and a model of the shell around it (node.go)
 //	journal  stores that become durable later, and what a crash leaves (journal.go)
 //	image    page cache, fsync, torn sectors (image.go)
+//	frames   some as the bytes that they are on the wire, some of those with flipped
+//	         bits (bits.go)
 //	link     sessions in order until cut; some frames may be lost, doubled or
 //	         overtaken (net.go), the sender's cursors (stream.go)
 //	copying  the extents of a resync (resync.go)

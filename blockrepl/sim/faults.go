@@ -34,11 +34,13 @@ const (
 	fDouble                // a frame arrives twice
 	fOvertake              // a frame is overtaken
 	fMove                  // a client moves to another server and sends again
+	fCorrupt               // bits of a frame are flipped
+	fBare                  // a client without a token sends again
 	faults
 )
 
 var faultNames = [faults]string{"crash", "power", "pause", "cut", "isolate", "one-way", "slow-disk", "sick-disk",
-	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move"}
+	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move", "corrupt", "bare"}
 
 func (f fault) String() string { return faultNames[f] }
 
@@ -67,6 +69,10 @@ type profile struct {
 	every                   time.Duration // between faults
 	weight                  [faults]float64
 	total                   float64
+
+	// Drawn by drawHarsh.
+	corrupt, encode float64 // of frames: bits are flipped, really encoded
+	bare            float64 // of clients: without a token
 }
 
 func pick[T any](r *rand.Rand, list ...T) T { return list[r.IntN(len(list))] }
@@ -105,6 +111,21 @@ func drawProfile(r *rand.Rand, opt Options) profile {
 		}
 	}
 	return p
+}
+
+// drawHarsh draws what only some schedules have, from dice of its own: a schedule
+// without it is played as it would be if it did not exist.
+func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
+	p.corrupt, p.encode = pick(r, 0, 0, 0, 0.0005, 0.005), pick(r, 0, 0.002)
+	p.bare = pick(r, 0, 0, 0, 0.5)
+	for _, name := range opt.Off {
+		switch name {
+		case fCorrupt.String():
+			p.corrupt = 0
+		case fBare.String():
+			p.bare = 0
+		}
+	}
 }
 
 func (p *profile) drop(f fault) {

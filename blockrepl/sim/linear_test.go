@@ -123,6 +123,9 @@ func (s *Sim) history(sector, most int) []porcupine.Operation {
 			if q.changes() {
 				op.ClientId = len(ops)
 				op.Input = registerOp{again: true, value: op.Input.(registerOp).value}
+				if s.late(q) {
+					op.Return = math.MaxInt64
+				}
 				ops = append(ops, op)
 			}
 		}

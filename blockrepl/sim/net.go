@@ -84,6 +84,9 @@ func (s *Sim) release(n *node, l *link, k int) {
 	held := l.held[1-k]
 	l.held[1-k] = nil
 	for _, msg := range held {
+		if l.closed[k] {
+			return // one of them was damaged
+		}
 		s.deliver(n, l, k, msg)
 	}
 }
@@ -136,6 +139,8 @@ func (s *Sim) cutLinks(n *node, silent bool) {
 // safe reports whether a frame may be lost, doubled and overtaken.
 func safe(m wire.Message) bool {
 	switch m.(type) {
+	case damaged:
+		return false
 	case *wire.Append, *wire.Ack, *wire.Request, *wire.Heartbeat, *wire.HeartbeatAck, *wire.ReadIndex, *wire.ReadIndexOK:
 		return true
 	}
@@ -152,6 +157,7 @@ func (s *Sim) send(n *node, session uint64, msg wire.Message) {
 	if f, ok := msg.(*wire.Forward); ok {
 		msg = copyForward(f)
 	}
+	msg = s.carry(n, msg)
 	m := s.nodes[l.ends[1-k]]
 	ev := event{what: evFrame, n: m.i, p: n.i, run: l.runs[1-k], a: session, msg: msg}
 	r, p := s.dice.net, &s.prof
@@ -202,6 +208,8 @@ func (s *Sim) deliver(n *node, l *link, k int, msg wire.Message) {
 	l.heard[k] = s.now
 	from := l.ends[1-k]
 	switch m := msg.(type) {
+	case damaged:
+		s.broken(n, l, serverIDs[from], m)
 	case *wire.HashQuery:
 		n.answer(from, l.session, m)
 	case *wire.ExtentData:

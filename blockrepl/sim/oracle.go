@@ -290,6 +290,9 @@ func (t *truth) answered(q *request) {
 				t.zeroed[i] = max(t.zeroed[i], q.res)
 			}
 		}
+		if t.s.late(q) {
+			t.open(q)
+		}
 		return
 	}
 	if q.kind == reqStale {
@@ -328,6 +331,12 @@ func (t *truth) saw(n *node, q *request) {
 	}
 }
 
+// late reports whether an earlier copy of a change may still come after it was
+// answered. Generations forbid it (promise 5); but where a client has no token, a
+// server that had not yet asked for the old connection's generation when the
+// client moved may ask for it later, as long as it takes that connection for alive.
+func (s *Sim) late(q *request) bool { return q.copies > 1 && s.clients[q.client].bare }
+
 // open notes that the outcome of a change will never be known.
 func (t *truth) open(q *request) {
 	if q.kind == reqZero || q.kind == reqTrim {
@@ -340,10 +349,10 @@ func (t *truth) open(q *request) {
 // over is when the write of a value was over, as far as clients know.
 func (t *truth) over(sector int, v uint64) int64 {
 	if v != 0 {
-		if q := t.s.reqs[v]; !q.failed {
+		if q := t.s.reqs[v]; !q.failed && !t.s.late(q) {
 			return q.res
 		}
-		return math.MaxInt64 // an earlier copy than the refused one was numbered
+		return math.MaxInt64 // an earlier copy than the refused one was numbered, or may be
 	}
 	// Zeroes look alike: over only if no zeroing request is open.
 	for _, c := range t.s.clients {

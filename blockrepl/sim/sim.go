@@ -57,7 +57,7 @@ type event struct {
 // dice are the streams of random numbers, one for each part, so that a fault
 // switched off changes the others as little as possible.
 type dice struct {
-	net, disk, client, fault, oper, node *rand.Rand
+	net, disk, client, fault, oper, node, bits *rand.Rand
 }
 
 // Sim is one schedule under way.
@@ -87,6 +87,8 @@ type Sim struct {
 	failure *Failure
 	trace   [traceMax]trace
 	traced  int
+	writer  wire.Writer // frames as bytes
+	frame   []byte
 	Log     func(string) // every line of the trace as it happens; nil: none
 }
 
@@ -150,8 +152,9 @@ func New(seed uint64, opt Options) *Sim {
 		s.marks = &Marks{}
 	}
 	stream := func(i uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, i)) }
-	s.dice = dice{net: stream(1), disk: stream(2), client: stream(3), fault: stream(4), oper: stream(5), node: stream(6)}
+	s.dice = dice{net: stream(1), disk: stream(2), client: stream(3), fault: stream(4), oper: stream(5), node: stream(6), bits: stream(8)}
 	s.prof = drawProfile(stream(7), opt)
+	s.prof.drawHarsh(stream(9), opt)
 	s.reqs = append(s.reqs, nil) // request 0 is none
 	s.conns = append(s.conns, nil)
 	s.truth.init(s)
