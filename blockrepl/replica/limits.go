@@ -36,6 +36,10 @@ const (
 	// earlyForwardsMax bounds the Forward frames that wait for a master to serve;
 	// beyond it the link is closed, and its forwards are asked for again.
 	earlyForwardsMax = 4096
+	// setsMax is how many of the newest lines of the epoch history tell the set that
+	// the epoch began with. Two pasts that parted before are called a split brain
+	// when the sets of today do not exclude it.
+	setsMax = 64
 	// historyMax bounds the epoch history that is believed from a peer.
 	historyMax = 1 << 20
 )

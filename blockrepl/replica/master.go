@@ -65,7 +65,10 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 	r.hard.State = st
 	r.hard.Following = e
 	r.hard.History = append(reached(r.hard.History, first.Seq),
-		wire.EpochStart{Epoch: e, First: first, BaseNumber: base, Loss: loss})
+		wire.EpochStart{Epoch: e, First: first, BaseNumber: base, Loss: loss, Set: st.InSync})
+	if n := len(r.hard.History) - setsMax; n > 0 {
+		r.hard.History[n-1].Set = nil
+	}
 	r.role, r.c = wire.RoleMaster, nil
 	r.m = &master{start: first.Seq}
 	r.setPeers(st.Members)

@@ -140,9 +140,28 @@ func ancestor(h []wire.EpochStart, cur, s *wire.State) bool {
 // the other lacks: neither is the other's ancestor, and no server is in both
 // in-sync sets. One that is promised the later epoch without having joined the
 // earlier (else the later would be built on it), so the earlier never committed.
+// It may have left the later set since: what counts is that the later epoch began
+// with it.
 func splitBrain(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wire.State) bool {
 	if a.Epoch == b.Epoch || ancestor(ah, a, b) || ancestor(bh, b, a) {
 		return false
 	}
-	return !slices.ContainsFunc(a.InSync, func(m wire.Member) bool { return inSync(b, m.ID) })
+	return !slices.ContainsFunc(a.InSync, func(m wire.Member) bool { return inSync(b, m.ID) }) &&
+		!barred(ah, a, bh) && !barred(bh, b, ah)
+}
+
+// barred reports whether a server of a's in-sync set, of the same incarnation, is
+// among those that the other past began with where it parted from a's, in an epoch
+// above a's: since that promise nothing was committed under a, and before it the
+// server had not joined a's epoch. An epoch that the operator forced over a loss
+// was not built on what was known, so it bars nothing.
+func barred(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart) bool {
+	n := 0
+	for n < len(ah) && n < len(bh) && ah[n].Epoch == bh[n].Epoch {
+		n++
+	}
+	if n == len(bh) || bh[n].Loss || !a.Epoch.Less(bh[n].Epoch) {
+		return false
+	}
+	return slices.ContainsFunc(a.InSync, func(m wire.Member) bool { return slices.Contains(bh[n].Set, m) })
 }

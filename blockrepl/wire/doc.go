@@ -67,7 +67,8 @@
 //	state    u64 number, epoch, server master, list(server, uuid incarnation) in-sync,
 //	         list(server) members, size, enum on-degraded, flag shared, size keep,
 //	         uuid volume, text name, flag forced, epoch overruled
-//	start    epoch, pos first, u64 base number, flag loss           (41 bytes)
+//	start    epoch, pos first, u64 base number, flag loss,
+//	         list(server, uuid incarnation) set                     (45 bytes or more)
 //	memory   server, uuid incarnation, epoch, pos durable           (56 bytes)
 //
 // And these the messages:

@@ -34,6 +34,7 @@ func (h *EpochStart) fields(c *coder) {
 	c.pos("history first", &h.First)
 	c.u64("history base", &h.BaseNumber)
 	c.flag("history loss", &h.Loss)
+	list(c, "history set", &h.Set, MaxServers, 24, func(c *coder, m *Member) { m.fields(c) })
 }
 
 func (m *Memory) fields(c *coder) {
@@ -44,7 +45,7 @@ func (m *Memory) fields(c *coder) {
 }
 
 func (c *coder) history(v *[]EpochStart) {
-	list(c, "history", v, MaxHistory, 41, func(c *coder, h *EpochStart) { h.fields(c) })
+	list(c, "history", v, MaxHistory, 45, func(c *coder, h *EpochStart) { h.fields(c) })
 }
 
 func (c *coder) memory(v *[]Memory) {

@@ -52,6 +52,9 @@ type EpochStart struct {
 	BaseNumber uint64
 	// Loss: the operator accepted that committed writes may be missing.
 	Loss bool
+	// Set is the in-sync set that the epoch began with: they promised it. Empty in
+	// older lines (package replica says which).
+	Set []Member
 }
 
 // Memory is what one server remembers of another: the highest durable position

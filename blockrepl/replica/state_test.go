@@ -1,0 +1,74 @@
+package replica
+
+import (
+	"testing"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// A mastership that never committed was called a split brain once the server that
+// had refused it, and promised the next one, had left the set of that.
+func TestSplitBrainNeedsTwoMastershipsThatCanHaveCommitted(t *testing.T) {
+	epoch := func(n uint64, id string) record.Epoch {
+		return record.Epoch{Counter: n, Server: record.MustServerID(id)}
+	}
+	set := func(ids ...string) (list []wire.Member) {
+		for _, id := range ids {
+			list = append(list, wire.Member{ID: record.MustServerID(id), Incarnation: record.Incarnation{id[0]}})
+		}
+		return list
+	}
+	other := set("c")
+	other[0].Incarnation[0] = 'x'
+	first := wire.EpochStart{Epoch: epoch(1, "a"), First: record.Pos{Seq: 1}, Set: set("a", "b", "c")}
+	start := func(e record.Epoch, set []wire.Member, loss bool) []wire.EpochStart {
+		return []wire.EpochStart{first, {Epoch: e, First: record.Pos{Seq: 9}, BaseNumber: 1, Set: set, Loss: loss}}
+	}
+	for _, tc := range []struct {
+		name string
+		a    []wire.Member // in sync in epoch 2.a
+		set  []wire.Member // with which 3.b began
+		b    []wire.Member // in sync there now
+		loss bool
+		want bool
+	}{
+		{"nobody in both", set("a"), set("b"), set("b"), false, true},
+		{"c in both now", set("a", "c"), set("b", "c"), set("b", "c"), false, false},
+		{"c was in the later one", set("a", "c"), set("b", "c"), set("b"), false, false},
+		{"c went on in the earlier one with new data", append(set("a"), other...), set("b", "c"), set("b"), false, true},
+		{"the later one was forced over a loss", set("a", "c"), set("b", "c"), set("b"), true, true},
+		{"the earlier one forgot c", set("a"), set("b", "c"), set("b"), false, true},
+		{"c is not in the earlier one", set("a"), set("b"), set("b", "c"), false, true},
+	} {
+		a := wire.State{Number: 2, Epoch: epoch(2, "a"), InSync: tc.a}
+		b := wire.State{Number: 2, Epoch: epoch(3, "b"), InSync: tc.b}
+		ah, bh := start(a.Epoch, set("a", "c"), false), start(b.Epoch, tc.set, tc.loss)
+		if got := splitBrain(ah, &a, bh, &b); got != tc.want {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
+		}
+		if got := splitBrain(bh, &b, ah, &a); got != tc.want {
+			t.Errorf("%s, seen from the other side: %v, want %v", tc.name, got, tc.want)
+		}
+	}
+}
+
+// The sets would fill the saved state.
+func TestOnlyTheNewestEpochsTellTheirSets(t *testing.T) {
+	c := newCluster(t, 1, wire.Suspend)
+	for range setsMax + 5 {
+		c.start("a")
+		c.pass(1e9)
+		c.kill("a")
+	}
+	told := 0
+	h := c.node("a").hard.History
+	for i := range h {
+		if h[i].Set != nil {
+			told++
+		}
+	}
+	if len(h) != setsMax+5 || told != setsMax || h[len(h)-1].Set == nil {
+		t.Errorf("%d of %d epochs tell their sets, want the newest %d", told, len(h), setsMax)
+	}
+}
