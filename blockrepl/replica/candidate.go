@@ -206,7 +206,7 @@ func (r *Replica) refusal(p *peer, q *wire.Prepare) string {
 // onPromise counts a promise, or learns why there is none.
 func (r *Replica) onPromise(p *peer, m *wire.Promise) {
 	g := m.Greeting
-	p.greeting, p.incarnation = &g, g.Incarnation
+	p.greeting, p.incarnation, p.stale = &g, g.Incarnation, false
 	r.hearMemory(p, &g)
 	c := r.c
 	if c == nil || m.Epoch != c.epoch {

@@ -32,6 +32,10 @@ type peer struct {
 	incarnation record.Incarnation
 	greeting    *wire.Greeting // newest of this session; nil before
 	asked       bool           // a Query is unanswered
+	// stale: the greeting is older than the epoch that this server leads. The peer
+	// may have gone far since, so it is asked again (askedAt) before it is joined.
+	stale   bool
+	askedAt Time
 	lastHeard   Time
 	// known is what was remembered of it when the link opened; nil: nothing. Its
 	// greetings are compared with that, since what it acknowledges over this link
@@ -127,6 +131,7 @@ func (r *Replica) linkUp(ev LinkUp) {
 	}
 	p.session, p.incarnation, p.lastHeard = ev.Session, ev.Incarnation, r.now
 	p.greeting, p.forwards, p.told, p.wants = nil, 0, 0, false
+	p.stale, p.askedAt = false, 0
 	p.known = nil
 	if i, ok := r.findMemory(p.id); ok {
 		m := r.memory[i]
@@ -191,7 +196,7 @@ func (r *Replica) onGreeting(p *peer, g *wire.Greeting) {
 		r.setState(p, Down, why)
 		return
 	}
-	p.greeting, p.incarnation, p.asked = g, g.Incarnation, false
+	p.greeting, p.incarnation, p.asked, p.stale = g, g.Incarnation, false, false
 	r.hearMemory(p, g)
 	r.hearAnnounced(p, g)
 	if r.split(p, g) {

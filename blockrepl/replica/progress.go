@@ -24,6 +24,13 @@ func (r *Replica) join(p *peer) {
 		r.fenced(p, g.Promised)
 		return
 	}
+	if p.stale {
+		if p.askedAt == 0 || r.now.Sub(p.askedAt) >= r.cfg.PeerTimeout/4 {
+			p.askedAt = r.now
+			r.send(p, &wire.Query{})
+		}
+		return
+	}
 	if g.Resyncing && !r.m.serving {
 		// It would read extents that this server's redo has not reached yet.
 		r.setState(p, Probe, "its resync goes on when the master serves")

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -463,7 +464,10 @@ func TestPausedMasterHearsTheOthersBeforeItJudgesThem(t *testing.T) {
 	a.step(Tick{}) // before anything that waits in its sockets
 	op := a.write(conn, 0, "stale")
 	c.pass(4 * time.Second)
-	a.mustWait(op)
+	a.mustComplete(op) // its client's connection lives, so the successor numbered it
+	if op.seq > b.r.commit {
+		t.Errorf("number %d is completed at a; b has committed %d", op.seq, b.r.commit)
+	}
 	if v := a.r.View(c.now); v.Role != wire.RoleSlave || v.State == SplitBrain || v.Config.Master != b.id {
 		t.Errorf("the paused master is %v, %s (%s), master %v", v.Role, v.State, v.Reason, v.Config.Master)
 	}
@@ -513,4 +517,32 @@ func TestServerWhoseImageHasContentIsNoBlankMember(t *testing.T) {
 	c.node("a").want(Healthy)
 	c2.node("a").want(Suspended)
 	c2.node("b").want(Diverged)
+}
+
+// A master that hung was judged, when it came back, by the greeting of the day on
+// which the volume was made: blank. It was resynced, and its records were set aside.
+func TestServerThatComesBackIsNotJudgedByAnOldGreeting(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	a.up = false // nothing runs there, its links stay
+	c.pass(3 * time.Second)
+	if res := b.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(time.Second)
+	a.up = true
+	c.pass(3 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+	for _, note := range a.notes {
+		if strings.Contains(note, "resync begins") {
+			t.Errorf("a: %s", note)
+		}
+	}
+	if len(a.aside) > 0 {
+		t.Errorf("a set %d records aside", len(a.aside))
+	}
 }
