@@ -261,8 +261,10 @@ func (r *Replica) hearMemory(p *peer, g *wire.Greeting) {
 				p.id, m.Durable.Seq, m.Epoch, r.last.Seq))
 		}
 	}
-	if own := g.State.Epoch; own.Server == r.cfg.Self && r.hard.Promised.Less(own) {
-		r.forgets(fmt.Sprintf("server %v knows epoch %v of this server; the journal promised no more than %v", p.id, own, r.hard.Promised))
+	// An epoch of ours is followed here before anyone else hears of it. A candidate
+	// may just be taking it for the second time.
+	if own := g.State.Epoch; own.Server == r.cfg.Self && r.hard.Following.Less(own) {
+		r.forgets(fmt.Sprintf("server %v knows epoch %v of this server; the journal follows %v", p.id, own, r.hard.Following))
 	}
 	if r.lacks(g) {
 		r.forgets(fmt.Sprintf("number %d is committed at server %v, with this server in the in-sync set; the journal ends at %d",

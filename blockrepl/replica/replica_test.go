@@ -2,6 +2,7 @@ package replica
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -545,4 +546,31 @@ func TestServerThatComesBackIsNotJudgedByAnOldGreeting(t *testing.T) {
 	if len(a.aside) > 0 {
 		t.Errorf("a set %d records aside", len(a.aside))
 	}
+}
+
+// A master that was put back from an old copy took the epoch again that it had held
+// since, before any peer could tell it: two records of one epoch had the same number.
+func TestEpochIsNotTakenTwice(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+	c.kill("a")
+	log, hard, table := slices.Clone(a.log), a.hard, a.table
+	c.start("a")
+	c.pass(time.Second)
+	a.mustComplete(a.write(a.open("db1", 0), 0, "y"))
+	c.kill("a")
+	c.kill("b")
+	a.log, a.hard, a.table, a.memory = log, hard, table, nil
+	b.memory = nil
+	c.start("a")
+	c.pass(3 * time.Second)
+	if !a.hard.Following.Less(a.hard.Promised) {
+		t.Fatalf("a follows %v and has promised %v", a.hard.Following, a.hard.Promised)
+	}
+	c.start("b")
+	c.pass(3 * time.Second)
+	a.want(Diverged)
 }
