@@ -287,7 +287,7 @@ func (s *syncer) save(c *copying, done bool) error {
 	if c.ctx.Err() != nil {
 		return c.ctx.Err()
 	}
-	s.v.in.postIf(c.gen, replica.ResyncProgress{Offset: c.copied.Load(), Applied: c.high, Done: done})
+	s.v.in.postIf(c.gen, replica.ResyncProgress{Order: c.order.ID, Offset: c.copied.Load(), Applied: c.high, Done: done})
 	return nil
 }
 

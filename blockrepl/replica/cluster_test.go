@@ -22,28 +22,30 @@ type cluster struct {
 }
 
 type node struct {
-	c       *cluster
-	id      record.ServerID
-	cfg     Config
-	r       *Replica
-	up      bool
-	links   map[record.ServerID]uint64
-	log     []*record.Record // durable; log[i].Seq == first+i
-	base    record.Pos
-	hard    Hard
-	table   Table
-	memory  []wire.Memory
-	image   record.Seq // applied
-	done    map[uint64]error
-	reads   map[uint64]bool
-	aborted map[uint64]string
-	results map[uint64]Result
-	notes   []string
-	frozen  bool // journal writes are not durable yet
-	waiting []uint64
-	forgot  string
-	aside   []*record.Record
-	cursors map[uint64]record.Seq // of the senders, by session
+	c        *cluster
+	id       record.ServerID
+	cfg      Config
+	r        *Replica
+	up       bool
+	links    map[record.ServerID]uint64
+	log      []*record.Record // durable; log[i].Seq == first+i
+	base     record.Pos
+	hard     Hard
+	table    Table
+	memory   []wire.Memory
+	image    record.Seq // applied
+	done     map[uint64]error
+	reads    map[uint64]bool
+	aborted  map[uint64]string
+	results  map[uint64]Result
+	notes    []string
+	orders   []ResyncOrder // that were not carried out, with
+	slowCopy bool
+	frozen   bool // journal writes are not durable yet
+	waiting  []uint64
+	forgot   string
+	aside    []*record.Record
+	cursors  map[uint64]record.Seq // of the senders, by session
 }
 
 func newCluster(t *testing.T, n int, policy wire.OnDegraded) *cluster {
@@ -217,7 +219,11 @@ func (n *node) carryOut(e *Effects) {
 	if o := e.Resync; o != nil && !o.Stop {
 		n.later(func() {
 			m := n.c.node(o.To.String())
-			n.step(ResyncProgress{Offset: o.Size, Applied: m.r.applied, Done: true})
+			if n.slowCopy {
+				n.orders = append(n.orders, *o)
+				return
+			}
+			n.step(ResyncProgress{Order: o.ID, Offset: o.Size, Applied: m.r.applied, Done: true})
 		})
 	}
 	if e.Trim != 0 {

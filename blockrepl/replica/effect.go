@@ -142,6 +142,7 @@ type CloseLink struct {
 
 // ResyncOrder starts the copying at From, from the server To; Stop ends it.
 type ResyncOrder struct {
+	ID      uint64 // for ResyncProgress; never used again
 	To      record.ServerID
 	Session uint64
 	Epoch   record.Epoch

@@ -97,6 +97,7 @@ type Space struct{ Free int64 }
 // ResyncProgress: every extent below Offset is copied and fsynced in the image;
 // none of them was read at the master beyond Applied.
 type ResyncProgress struct {
+	Order   uint64 // ResyncOrder.ID; of an order that was replaced or stopped it is ignored
 	Offset  int64
 	Applied record.Seq // highest so far; with Done it is S1
 	Done    bool

@@ -34,9 +34,9 @@ type peer struct {
 	asked       bool           // a Query is unanswered
 	// stale: the greeting is older than the epoch that this server leads. The peer
 	// may have gone far since, so it is asked again (askedAt) before it is joined.
-	stale   bool
-	askedAt Time
-	lastHeard   Time
+	stale     bool
+	askedAt   Time
+	lastHeard Time
 	// known is what was remembered of it when the link opened; nil: nothing. Its
 	// greetings are compared with that, since what it acknowledges over this link
 	// it cannot have forgotten, and a greeting may be older than that.

@@ -574,3 +574,34 @@ func TestEpochIsNotTakenTwice(t *testing.T) {
 	c.pass(3 * time.Second)
 	a.want(Diverged)
 }
+
+// The last word of a copying that was replaced ended the one that had begun anew.
+func TestEndOfAnOldCopyingIsIgnored(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a")
+	a, b := c.node("a"), c.node("b")
+	if res := a.command(func(id uint64) Event { return Init{ID: id} }); res == nil || res.Err != nil {
+		t.Fatalf("init: %+v", res)
+	}
+	a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+	b.slowCopy = true
+	c.start("b")
+	c.pass(time.Second)
+	c.unlink(a, b)
+	c.link(a, b)
+	c.pass(time.Second)
+	if len(b.orders) != 2 || b.orders[0].ID == b.orders[1].ID {
+		t.Fatalf("orders: %+v", b.orders)
+	}
+	done := func(o ResyncOrder) {
+		b.step(ResyncProgress{Order: o.ID, Offset: o.Size, Applied: a.r.applied, Done: true})
+		c.run()
+	}
+	done(b.orders[0])
+	if m := b.r.hard.Resync; m == nil || m.Target != 0 {
+		t.Fatalf("the old copying ended the new one: %+v", m)
+	}
+	done(b.orders[1])
+	c.pass(time.Second)
+	b.want(Healthy)
+}

@@ -22,7 +22,7 @@ import (
 // resync is what a resync needs beyond the mark.
 type resync struct {
 	running bool   // the shell copies
-	session uint64 // over which link
+	order   uint64 // ID of the newest order
 	ending  bool   // Target is applied; the image fsync is ordered
 }
 
@@ -44,7 +44,7 @@ func (r *Replica) beginResync(base record.Pos, t Table) {
 	r.hard.Checkpoint, r.hard.Image = base.Seq, nil
 	r.hard.Resync = &ResyncMark{Base: base.Seq, High: base.Seq}
 	r.forgot, r.hard.Forgot = "", ""
-	r.resy = resync{}
+	r.resy = resync{order: r.resy.order}
 	r.redo = redo{}
 	r.forgetForwards()
 }
@@ -81,8 +81,9 @@ func (r *Replica) continueResync() {
 	if p == nil || p.session == 0 {
 		return
 	}
-	r.resy.running, r.resy.session = true, p.session
-	r.out.Resync = &ResyncOrder{To: p.id, Session: p.session, Epoch: r.hard.Following, From: m.Offset, Size: r.table.Size, High: m.High}
+	r.resy.running = true
+	r.resy.order++
+	r.out.Resync = &ResyncOrder{ID: r.resy.order, To: p.id, Session: p.session, Epoch: r.hard.Following, From: m.Offset, Size: r.table.Size, High: m.High}
 }
 
 // stopResync stops the copying; the mark stays.
@@ -93,10 +94,12 @@ func (r *Replica) stopResync() {
 	}
 }
 
-// resyncProgress notes how far the copying is.
+// resyncProgress notes how far the copying is. Word of an older order may still be
+// under way: taken for the present one's it would end the copying in the books
+// while the shell goes on writing extents over the records that are applied.
 func (r *Replica) resyncProgress(ev ResyncProgress) {
 	m := r.hard.Resync
-	if m == nil || !r.resy.running || m.Target != 0 {
+	if m == nil || !r.resy.running || ev.Order != r.resy.order || m.Target != 0 {
 		return
 	}
 	m.Offset = max(m.Offset, ev.Offset)
@@ -131,7 +134,7 @@ func (r *Replica) endResync() {
 		return
 	}
 	r.hard.Resync = nil
-	r.resy = resync{}
+	r.resy = resync{order: r.resy.order}
 	r.note("resync ended; the image is the state after a number again", "seq", uint64(r.hard.Checkpoint))
 	r.readsApplied()
 	p := r.peer(r.s.master)

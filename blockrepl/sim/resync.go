@@ -125,7 +125,7 @@ func (n *node) copySaved() {
 		return
 	}
 	c.saving = false
-	n.post(replica.ResyncProgress{Offset: c.offset, Applied: c.high, Done: c.done})
+	n.post(replica.ResyncProgress{Order: c.order.ID, Offset: c.offset, Applied: c.high, Done: c.done})
 	if c.done {
 		c.active = false
 		return
