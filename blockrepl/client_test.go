@@ -243,3 +243,21 @@ func TestWaitingWriteOfADepartedClientIsDroppedAfterASleep(t *testing.T) {
 	cl = c.connect(1, "client")
 	cl.wantRead(0, bytes.Repeat([]byte("1"), 512))
 }
+
+// Whatever the state machine may come to say: only an error that a client's
+// protocol knows is told.
+func TestErrorWithoutANumberIsNotTold(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	cl := c.connect(0, "client")
+	var told error
+	o := &op{conn: cl.Conn, done: func(err error) { told = err }}
+	o.Conn = cl.id
+	if !cl.push(o) {
+		t.Fatal("the connection is dead")
+	}
+	c.vol(0).clients.complete(replica.Completion{Op: &o.Op, Err: replica.ErrFenced})
+	if !errors.Is(told, ErrAborted) {
+		t.Errorf("told %v, want ErrAborted", told)
+	}
+}

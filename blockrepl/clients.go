@@ -102,15 +102,21 @@ func (cs *clients) complete(done replica.Completion) {
 	if done.Op.Conn == 0 {
 		return
 	}
-	cs.finish(opOf(done.Op), cs.errno(done.Err))
+	o := opOf(done.Op)
+	if err, ok := cs.errno(done.Err); ok {
+		cs.finish(o, err)
+	} else {
+		o.conn.cutOff(done.Err.Error())
+	}
 }
 
-// errno gives a client's error the number that its protocol knows.
-func (cs *clients) errno(err error) error {
+// errno gives a client's error the number that its protocol knows. For any other
+// reason no error is told: the client is sent away and asks again.
+func (cs *clients) errno(err error) (_ error, ok bool) {
 	var no syscall.Errno
 	switch {
 	case err == nil:
-		return nil
+		return nil, true
 	case errors.Is(err, replica.ErrNoSpace):
 		no = syscall.ENOSPC
 	case errors.Is(err, replica.ErrHeld):
@@ -118,9 +124,9 @@ func (cs *clients) errno(err error) error {
 	case errors.Is(err, replica.ErrRange):
 		no = syscall.ENOSPC
 	default:
-		no = syscall.EIO
+		return nil, false
 	}
-	return fmt.Errorf("write to volume %q: %w: %w", cs.v.name, err, no)
+	return fmt.Errorf("write to volume %q: %w: %w", cs.v.name, err, no), true
 }
 
 func (cs *clients) finish(o *op, err error) {

@@ -294,7 +294,9 @@ func (r *Replica) onRefuse(p *peer, m *wire.Refuse) {
 }
 
 // refuseOp answers a change that is not numbered. An old generation never gets
-// an error reply: its connections are closed.
+// an error reply: its connections are closed. Neither does what a newer master
+// refuses for a reason that this program does not know: to ask again is better than
+// an error that ends the client's file system.
 func (r *Replica) refuseOp(op *Op, code wire.Code, why string) {
 	op.stage = opDone
 	var err error
@@ -310,7 +312,7 @@ func (r *Replica) refuseOp(op *Op, code wire.Code, why string) {
 	case op.result != 0:
 		r.refuse(op.result, "%s", why)
 	case op.Conn == 0 && op.att == nil: // a detach: nothing is left to detach
-	case code == wire.CodeOldGeneration:
+	case code == wire.CodeOldGeneration, err == nil:
 		r.endAttachment(op.att, why)
 	case op.Conn == 0:
 		r.refuseWaiting(op.att, fmt.Errorf("%w: %s", err, why))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 func three(t *testing.T, policy wire.OnDegraded) *cluster {
@@ -604,4 +605,29 @@ func TestEndOfAnOldCopyingIsIgnored(t *testing.T) {
 	done(b.orders[1])
 	c.pass(time.Second)
 	b.want(Healthy)
+}
+
+// A code of a newer program became an I/O error, which ends a client's file system.
+func TestRefusalForAnUnknownReasonSendsTheClientAway(t *testing.T) {
+	c := three(t, wire.Suspend)
+	b := c.node("b")
+	conn := b.open("db1", 0)
+	op := b.write(conn, 0, "x")
+	c.pass(50 * time.Millisecond)
+	b.mustComplete(op)
+	c.mangle = func(_ record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Forward); ok {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	op = b.write(conn, 0, "y")
+	b.step(Received{Peer: c.node("a").id, Session: b.links[c.node("a").id], Msg: &wire.Refuse{
+		Epoch: b.r.epoch(), Attachment: op.key.attachment, Operation: op.key.operation, Code: 99, Reason: "the moon is full"}})
+	if err, ok := b.done[op.Rec.Operation]; ok {
+		t.Errorf("answered with %v", err)
+	}
+	if b.aborted[conn] == "" {
+		t.Error("the client was not sent away")
+	}
 }
