@@ -177,6 +177,8 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 		r.cutTo(j.Match)
 		s.Cut = &j.Match
 	}
+	// What was committed above in the epochs before was given up, or is told again.
+	r.commit = max(r.applyTo, min(r.commit, j.Match.Seq))
 	r.hard.Match = j.Match.Seq
 	s.Hard = r.hardCopy()
 	r.s.acked = j.Match.Seq
