@@ -16,7 +16,8 @@ type candidate struct {
 	own     bool       // our own promise is durable
 	pledges []pledge   // ascending by server
 	exclude []record.ServerID
-	command uint64 // the Promote or Resolve to answer
+	command uint64         // the Promote or Resolve to answer
+	report  *PromoteReport // of the Promote
 
 	asserted bool // the operator says that the old master is dead
 	handover bool // the old master steps down for us: begun only with its promise, for it may have given up waiting
@@ -193,7 +194,7 @@ func (r *Replica) refusal(p *peer, q *wire.Prepare) string {
 		return fmt.Sprintf("the volume of this name here is %v, not %v", r.hard.State.UUID, q.State.UUID)
 	case q.Resolve:
 		return ""
-	case !r.splitBy.IsZero() && r.splitBy == p.id:
+	case p.split:
 		return "split brain: resolve it first"
 	case q.State.Epoch.Less(r.hard.State.Epoch) && !q.Loss:
 		return fmt.Sprintf("epoch %v has begun since the candidate's %v", r.hard.State.Epoch, q.State.Epoch)
@@ -347,7 +348,7 @@ func (r *Replica) tryElect() {
 	r.hard.Proposed = nil
 	r.beginEpoch(epoch, st, r.baseNumber(), c.loss)
 	if command != 0 {
-		r.g.done(r, command, epoch, note)
+		r.promoted(command, epoch, c.report, note)
 	}
 }
 
@@ -478,19 +479,17 @@ func (r *Replica) unresolved() {
 		return
 	}
 	for _, p := range r.peers {
-		if p.greeting == nil || p.session == 0 || p.state != Down {
+		if !p.split || p.greeting != nil && p.session != 0 && splitBrain(r.hard.History, &r.hard.State, p.greeting.History, &p.greeting.State) {
 			continue
 		}
-		if splitBrain(r.hard.History, &r.hard.State, p.greeting.History, &p.greeting.State) {
-			r.splitBy = p.id
-			return
-		}
-		if r.role == wire.RoleSlave {
+		p.split = false
+		if r.role == wire.RoleSlave && p.session != 0 && p.greeting != nil {
 			r.setState(p, Live, "")
 		}
 	}
-	r.splitBy = record.ServerID{}
-	r.note("split brain is resolved", "epoch", r.hard.Following.String())
+	if r.splitBy = r.splitPeer(); r.splitBy.IsZero() {
+		r.note("split brain is resolved", "epoch", r.hard.Following.String())
+	}
 }
 
 // resolve keeps this server's side of a split brain: a new epoch that overrules
@@ -500,12 +499,23 @@ func (r *Replica) resolve(ev Resolve) {
 		r.refuse(ev.ID, "there is no split brain here")
 		return
 	}
-	if r.role == wire.RoleCandidate {
+	base := r.hard.State
+	switch {
+	case r.role == wire.RoleCandidate && r.c.command != 0:
 		r.refuse(ev.ID, "a promotion is under way")
 		return
+	case r.hard.Resync != nil:
+		r.refuse(ev.ID, "this server is being resynced; its image is not the state after any number")
+		return
+	case !inSync(&base, r.cfg.Self) || r.forgot != "":
+		// It may lack what its own side acknowledged.
+		r.refuse(ev.ID, "this server does not surely hold everything of its side; keep one of %s", names(ids(base.InSync)))
+		return
 	}
-	base := r.hard.State
 	r.m = nil
 	r.splitBy = record.ServerID{}
+	for _, p := range r.peers {
+		p.split = false
+	}
 	r.candidate(&candidate{kind: promoting, base: base, command: ev.ID, asserted: true, loss: true, resolve: true})
 }

@@ -42,6 +42,9 @@ type peer struct {
 	// it cannot have forgotten, and a greeting may be older than that.
 	known *wire.Memory
 
+	// split: it stands on the other side of a split brain, as far as is known.
+	split bool
+
 	state  PeerState
 	reason string
 	since  Time
@@ -232,20 +235,32 @@ func (r *Replica) stranger(g *wire.Greeting) string {
 // the peer until the operator resolves it.
 func (r *Replica) split(p *peer, g *wire.Greeting) bool {
 	if r.blank() || g.UUID.IsZero() || !splitBrain(r.hard.History, &r.hard.State, g.History, &g.State) {
-		if r.splitBy == p.id {
-			r.splitBy = record.ServerID{}
+		if p.split {
+			p.split = false
+			r.splitBy = r.splitPeer()
 			r.note("split brain is resolved", "peer", p.id.String())
 		}
 		return false
 	}
 	reason := fmt.Sprintf("split brain: epoch %v there and epoch %v here both went on", g.State.Epoch, r.hard.State.Epoch)
-	if r.splitBy != p.id {
+	if !p.split {
 		r.warn("split brain: choose a side with: blockrepl resolve "+r.cfg.Create.Name+" --keep SERVER",
 			"peer", p.id.String(), "ours", r.hard.State.Epoch.String(), "theirs", g.State.Epoch.String())
 	}
-	r.splitBy = p.id
+	p.split = true
+	r.splitBy = r.splitPeer()
 	r.setState(p, Down, reason)
 	return true
+}
+
+// splitPeer is a server on the other side of a split brain, zero when there is none.
+func (r *Replica) splitPeer() record.ServerID {
+	for _, p := range r.peers {
+		if p.split {
+			return p.id
+		}
+	}
+	return record.ServerID{}
 }
 
 // hearMemory takes in what the peer remembers of us and of others (rule 10).

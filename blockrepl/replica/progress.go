@@ -17,7 +17,7 @@ import (
 // acknowledgements were relied on, so only the authority lets it go (rule 10).
 func (r *Replica) join(p *peer) {
 	g := p.greeting
-	if !r.m.begun || p.session == 0 || g == nil || p.joined || p.joining || r.splitBy == p.id {
+	if !r.m.begun || p.session == 0 || g == nil || p.joined || p.joining || p.split {
 		return
 	}
 	if r.epoch().Less(g.Promised) {

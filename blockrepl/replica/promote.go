@@ -52,6 +52,9 @@ func (r *Replica) promote(ev Promote) {
 	case r.g.open:
 		r.refuse(ev.ID, "another promotion is being looked into")
 		return
+	case r.c != nil && r.c.command != 0 && !ev.DryRun:
+		r.refuse(ev.ID, "another promotion is under way")
+		return
 	case r.role == wire.RoleMaster && !ev.DryRun:
 		if r.m.serving {
 			r.refuse(ev.ID, "this server is the master already, in epoch %v", r.epoch())
@@ -134,7 +137,7 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 		}
 	}
 	rep := &PromoteReport{}
-	known := r.last.Seq
+	known, same := r.last.Seq, r.last.Seq
 	rep.Servers = append(rep.Servers, PromoteLine{r.cfg.Self, true, r.role, r.last.Seq, r.hard.Following, inSync(&base, r.cfg.Self)})
 	if r.s.beat != nil {
 		known = max(known, r.s.beat.Last)
@@ -146,6 +149,11 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 		if g := p.greeting; g != nil && !p.asked {
 			line.Answers, line.Role, line.Last, line.Epoch = true, g.Role, g.Last.Seq, g.Following
 			known = max(known, g.Last.Seq)
+			if r.hard.Following.Less(g.Following) {
+				// A later mastership: from where it parts from ours, numbers name its
+				// records, and ours of those numbers are others.
+				same = min(same, common(r.hard.History, r.last.Seq, g.History, g.Last.Seq))
+			}
 			if p.id == base.Master && g.Role == wire.RoleMaster {
 				master = g
 			}
@@ -155,8 +163,8 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 		}
 		rep.Servers = append(rep.Servers, line)
 	}
-	if known > r.last.Seq {
-		rep.MissingFirst, rep.MissingLast = r.last.Seq+1, known
+	if known > same {
+		rep.MissingFirst, rep.MissingLast = same+1, known
 	}
 	r.verdict(ask, rep, &base, answers, promised, master)
 	return rep, base
@@ -276,26 +284,28 @@ func (r *Replica) onHandoverReady(p *peer, m *wire.HandoverReady) {
 // for, unless the old master is dead or steps down with its promise: it may still be reading.
 func (r *Replica) stand(base wire.State, asserted bool) {
 	c := &candidate{kind: promoting, base: base, command: r.g.ask.ID, asserted: asserted, loss: r.g.ask.AcceptLoss && r.g.report.Needs == "accept-loss"}
-	c.handover = r.g.handing
+	c.handover, c.report = r.g.handing, r.g.report
+	if r.c != nil && r.c.command != 0 {
+		r.endSurvey(fmt.Errorf("%w: another promotion is under way", ErrRefused))
+		return
+	}
 	if !asserted && !c.loss && !c.handover {
 		c.wait = r.l.until
 		if mutated("promote under a lease") {
 			c.wait = 0
 		}
 	}
-	r.g.open = false
+	r.g = survey{}
 	r.candidate(c)
 }
 
-// done answers a promotion when its epoch has begun.
-func (g *survey) done(r *Replica, command uint64, e record.Epoch, note string) {
-	rep := g.report
-	if rep == nil || g.ask.ID != command {
-		rep = &PromoteReport{Allowed: true}
+// promoted answers a promotion whose epoch has begun.
+func (r *Replica) promoted(command uint64, e record.Epoch, rep *PromoteReport, note string) {
+	if rep == nil {
+		rep = &PromoteReport{Allowed: true} // of Resolve
 	}
 	rep.Epoch = e
 	r.result(Result{ID: command, Report: rep, Note: note})
-	*g = survey{}
 }
 
 // tickSurvey looks at the clock.
