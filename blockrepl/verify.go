@@ -72,7 +72,14 @@ func (v *Volume) verify(ctx context.Context, repair bool) (VerifyReport, error) 
 			return r.report, fmt.Errorf("verify volume %q against server %s at offset %d: %w", v.name, master, off, err)
 		}
 	}
-	r.report.Repaired = repair && r.report.DifferentBytes > 0
+	if repair && r.report.DifferentBytes > 0 {
+		// Nothing is called repaired that a power cut could take back.
+		if err := v.check.sync(); err != nil {
+			v.fail("image", err)
+			return r.report, fmt.Errorf("verify volume %q: make %d repaired bytes durable: %w", v.name, r.report.DifferentBytes, err)
+		}
+		r.report.Repaired = true
+	}
 	if r.report.DifferentBytes > 0 {
 		v.logr.Warn("image differs from the master's", "master", master.String(), "bytes", r.report.DifferentBytes, "repaired", r.report.Repaired)
 	}
