@@ -105,6 +105,9 @@ func (a *applier) run() {
 		}
 		gen := a.v.in.generation()
 		last, bytes, err := a.step(from, to)
+		if err != nil && a.mended(gen, err.err) {
+			continue
+		}
 		if err != nil {
 			a.v.fail(err.what, err.err)
 			a.mu.Lock()
@@ -125,12 +128,24 @@ type failure struct {
 	err  error
 }
 
+// mended asks the other servers for a damaged record; true: try again. Meanwhile the
+// image is let go of: the loop may have to drop the journal, and must not wait for
+// servers that do not answer. If it did, the record is no longer of interest.
+func (a *applier) mended(gen uint64, err error) bool {
+	var c *journal.CorruptError
+	if !errors.As(err, &c) {
+		return false
+	}
+	a.mu.Lock()
+	a.busy = false
+	a.wake.Broadcast()
+	a.mu.Unlock()
+	return a.v.mender.mend(err) || a.v.in.generation() != gen
+}
+
 // step applies some records from from on, at most through to.
 func (a *applier) step(from, to record.Seq) (last record.Seq, bytes int64, failed *failure) {
 	recs, err := a.v.records(a.recs[:0], from, to, applyRecords, applyBytes)
-	for err != nil && a.v.mender.mend(err) {
-		recs, err = a.v.records(a.recs[:0], from, to, applyRecords, applyBytes)
-	}
 	if err != nil {
 		return 0, 0, &failure{"journal", fmt.Errorf("read record %d to apply it: %w", from, err)}
 	}

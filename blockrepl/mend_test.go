@@ -2,6 +2,7 @@ package blockrepl
 
 import (
 	"bytes"
+	"log/slog"
 	"path/filepath"
 	"testing"
 
@@ -57,4 +58,44 @@ func TestDamagedJournalRecordIsFetchedFromAPeer(t *testing.T) {
 		return st.Applied == st.Last && st.Counters["records_mended"] == 1
 	})
 	c.equalImages(0, 1)
+}
+
+// While other servers were asked for a damaged record, for up to 45 seconds, the
+// loop could not take the image away from the applier.
+func TestImageIsFreeWhileARecordIsMended(t *testing.T) {
+	asking := make(chan struct{}, 100)
+	c := newCluster(t, 2, nil)
+	c.change = func(o *Options) {
+		o.Logger = slog.New(slog.NewTextHandler(lineWriter(func(line []byte) {
+			if bytes.Contains(line, []byte("asking the other servers for it")) {
+				asking <- struct{}{}
+			}
+		}), nil))
+	}
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	w := c.connect(0, "db1")
+	for i := range 8 {
+		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
+	}
+	c.kill(1)
+	c.kill(0)
+	c.damage(1, 6)
+	c.start(1) // nobody there to ask
+	v := c.vol(1)
+	v.app.to(8)
+	<-asking
+	v.app.hold()
+	defer v.app.release()
+	if why := v.failed.Load(); why != nil {
+		t.Errorf("the image was not let go of before the server gave up: %s", *why)
+	}
+}
+
+// lineWriter is called with each line.
+type lineWriter func([]byte)
+
+func (f lineWriter) Write(p []byte) (int, error) {
+	f(p)
+	return len(p), nil
 }
