@@ -261,3 +261,23 @@ func TestErrorWithoutANumberIsNotTold(t *testing.T) {
 		t.Errorf("told %v, want ErrAborted", told)
 	}
 }
+
+// A loop that waited for its disk did not send its clients away either.
+func TestClientsOfAHungServerAreSentAway(t *testing.T) {
+	c := newCluster(t, 1, func(o *Options) { o.IOTimeout = 100 * time.Millisecond })
+	c.start(0)
+	write, read := c.connect(0, "client"), c.connect(0, "client")
+	write.write(0, bytes.Repeat([]byte("1"), 4096))
+	hang := make(chan struct{})
+	c.vol(0).in.call(func() { <-hang })
+	c.vol(0).lease.Store(0) // the read needs a turn
+	answers := make(chan error, 2)
+	go func() { answers <- write.change(OpWrite, 0, bytes.Repeat([]byte("2"), 4096), 0) }()
+	go func() { answers <- read.ReadAt(t.Context(), make([]byte, 512), 0) }()
+	for range 2 {
+		if err := <-answers; !errors.Is(err, ErrAborted) {
+			t.Errorf("answered with %v, want ErrAborted", err)
+		}
+	}
+	close(hang)
+}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"golang.org/x/sync/semaphore"
@@ -18,14 +19,14 @@ type clients struct {
 	room *semaphore.Weighted // bytes of unanswered operations
 	gate *semaphore.Weighted // reads under way
 
-	mu     sync.Mutex // guards the map; no callback runs under it
+	mu     sync.Mutex // guards the maps; no callback runs under it
 	conns  map[uint64]*Conn
+	rounds map[uint64][]*readWait // reads that wait for their turn
 	closed bool
 	next   uint64
 
 	// The loop's own.
 	batch   uint64 // rounds with operations
-	rounds  map[uint64][]*readWait
 	roundID uint64
 }
 
@@ -159,8 +160,24 @@ func (cs *clients) abortAll(reason string) {
 	}
 }
 
-// sweep closes the connections whose oldest request has waited for the io
-// timeout: their clients shall look for another server.
+// runSweep sends clients away in time. It has a goroutine of its own because the
+// loop may be what they wait for: a journal whose fsync hangs stops it.
+func (v *Volume) runSweep() {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-v.sweepEnd:
+			return
+		case <-t.C:
+			v.clients.sweep(v.s.opt.Clock())
+		}
+	}
+}
+
+// sweep closes the connections whose oldest change has waited for the io timeout:
+// their clients shall look for another server. Reads see to that themselves
+// (reads.go); here those are forgotten whose connections have ended.
 func (cs *clients) sweep(now replica.Time) {
 	limit := cs.v.s.opt.IOTimeout
 	late := map[*Conn]replica.Time{}
@@ -169,12 +186,9 @@ func (cs *clients) sweep(now replica.Time) {
 			late[c] = at
 		}
 	}
+	cs.mu.Lock()
 	for id, waits := range cs.rounds {
 		waits = slices.DeleteFunc(waits, func(w *readWait) bool {
-			if now.Sub(w.at) > limit {
-				late[w.conn] = w.at
-				return true
-			}
 			select {
 			case <-w.conn.gone:
 				return true
@@ -186,6 +200,7 @@ func (cs *clients) sweep(now replica.Time) {
 			delete(cs.rounds, id)
 		}
 	}
+	cs.mu.Unlock()
 	for c, at := range late {
 		cs.v.logr.Warn("request waited too long; closing the connection without a reply",
 			"client", c.info.Identity, "addr", c.info.Addr, "waited", now.Sub(at))

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
-	"github.com/blockrepl/blockrepl/blockrepl/replica"
 )
 
 // Comes from: clients' reads. Does: looks at the image when what it finds there is
@@ -23,7 +22,6 @@ import (
 // readWait is a read that waits for its round.
 type readWait struct {
 	conn *Conn
-	at   replica.Time
 	turn chan uint64 // capacity 1: Volume.mixed as it was when the turn was given
 }
 
@@ -154,14 +152,20 @@ func (c *Conn) lookInTurn(ctx context.Context, see func() error) (bool, error) {
 		return false, ErrAborted
 	}
 	defer v.clients.gate.Release(1)
-	w := &readWait{conn: c, at: v.s.opt.Clock(), turn: make(chan uint64, 1)}
+	w := &readWait{conn: c, turn: make(chan uint64, 1)}
 	if !v.in.read(w) {
 		return false, ErrAborted
 	}
+	late := time.NewTimer(v.s.opt.IOTimeout)
+	defer late.Stop()
 	select {
 	case mixed := <-w.turn:
 		err := v.unanswerable(see())
 		return v.mixed.Load() == mixed, err
+	case <-late.C:
+		// Not by the sweep: a loop that hangs may not have taken the read in yet.
+		c.cutOff(fmt.Sprintf("a read has waited for %v", v.s.opt.IOTimeout))
+		return false, ErrAborted
 	case <-c.gone:
 		return false, ErrAborted
 	case <-ctx.Done():
@@ -190,15 +194,20 @@ func (cs *clients) round(waits []*readWait) uint64 {
 		return 0
 	}
 	cs.roundID++
+	cs.mu.Lock()
 	cs.rounds[cs.roundID] = append([]*readWait(nil), waits...)
+	cs.mu.Unlock()
 	return cs.roundID
 }
 
 // grant gives a round its turn.
 func (cs *clients) grant(id uint64) {
 	mixed := cs.v.mixed.Load()
-	for _, w := range cs.rounds[id] {
+	cs.mu.Lock()
+	waits := cs.rounds[id]
+	delete(cs.rounds, id)
+	cs.mu.Unlock()
+	for _, w := range waits {
 		w.turn <- mixed
 	}
-	delete(cs.rounds, id)
 }

@@ -25,6 +25,7 @@ import (
 //	committer    waits for the journal's fsyncs
 //	applier      brings committed records to the image
 //	checkpointer fsyncs the image
+//	sweep        sends clients away whose requests wait too long
 //	resync       on demand: copies a whole image (resync.go), answers who does
 //
 // They end in stop, in the order of its text.
@@ -48,7 +49,6 @@ type Volume struct {
 	rep       *replica.Replica
 	eff       replica.Effects
 	nextTick  replica.Time
-	sweepAt   replica.Time
 	roundAt   replica.Time  // when the last round began
 	subs      []*replica.Op // scratch for Submit
 	dead      bool          // the journal failed: no Store is carried out any more
@@ -81,6 +81,7 @@ type Volume struct {
 	initializing sync.Mutex
 
 	wg       sync.WaitGroup // all goroutines but the loop
+	sweepEnd chan struct{}  // closed by stop
 	loopDone chan struct{}
 	created  chan struct{} // closed by the loop once the volume exists and its size is known
 	failOnce [2]sync.Once
@@ -91,7 +92,7 @@ type Volume struct {
 func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Volume, error) {
 	v := &Volume{
 		s: s, name: opt.Name, tag: wire.Tag(opt.Name), opt: opt, in: newInbox(),
-		logr: s.opt.Logger.With("volume", opt.Name), loopDone: make(chan struct{}), created: make(chan struct{}),
+		logr: s.opt.Logger.With("volume", opt.Name), loopDone: make(chan struct{}), sweepEnd: make(chan struct{}), created: make(chan struct{}),
 	}
 	v.ring.budget = s.ring
 	saved, samples, err := v.load(logs[opt.Name])
@@ -218,7 +219,7 @@ func (v *Volume) openImage(saved *replica.Saved, samples []replica.Sample) error
 
 // start lets the goroutines run.
 func (v *Volume) start() {
-	for _, run := range []func(){v.com.run, v.app.run, v.check.run} {
+	for _, run := range []func(){v.com.run, v.app.run, v.check.run, v.runSweep} {
 		v.wg.Go(run)
 	}
 	go func() {
@@ -283,10 +284,6 @@ func (v *Volume) round() {
 		f()
 	}
 	v.retry()
-	if now >= v.sweepAt {
-		v.sweepAt = now.Add(sweepEvery)
-		v.clients.sweep(now)
-	}
 	v.finish()
 }
 
@@ -438,6 +435,7 @@ func (v *Volume) stop(running bool) {
 		close(v.com.queue)
 		v.app.close()
 		close(v.check.quit)
+		close(v.sweepEnd)
 		v.wg.Wait()
 	}
 	v.results.close()
