@@ -55,7 +55,7 @@ type Write struct {
 	Data     []byte // of OpWrite: from Alloc, taken over by Submit
 	// Done is called once, from any goroutine, perhaps before Submit returns; it
 	// must not block. nil: the change is fsynced in the journal of every in-sync
-	// server and visible here. ErrAborted: no answer may be given. Other errors
+	// server, and every read that begins now sees it. ErrAborted: no answer may be given. Other errors
 	// wrap a syscall.Errno.
 	Done func(error)
 }

@@ -42,6 +42,8 @@ type node struct {
 	orders   []ResyncOrder // that were not carried out, with
 	slowCopy bool
 	frozen   bool // journal writes are not durable yet
+	still    bool // the image takes nothing; what it should hold is
+	target   record.Seq
 	waiting  []uint64
 	forgot   string
 	aside    []*record.Record
@@ -184,7 +186,11 @@ func (n *node) carryOut(e *Effects) {
 	}
 	if e.Apply != 0 {
 		to := e.Apply
+		n.target = to
 		n.later(func() {
+			if n.still {
+				return
+			}
 			n.image = to
 			n.step(Applied{to})
 		})

@@ -259,12 +259,26 @@ func (r *Replica) forgetForwards() {
 	}
 }
 
-// completeThrough answers what is applied here.
-func (r *Replica) completeThrough(seq record.Seq) {
-	n := 0
-	for n < len(r.f.found) && r.f.found[n].seq <= seq {
+// complete answers what has come about. On a slave that is what is applied here: an
+// unanswered forward is found by the log (rule 8). A master in service answers its
+// clients when their change is committed: reads wait for the image themselves, so
+// nobody can see that it comes later. Attachments and commands wait for it too.
+func (r *Replica) complete() {
+	early := r.role == wire.RoleMaster && r.m.serving
+	n, kept := 0, 0
+	for n < len(r.f.found) && r.f.found[n].seq <= r.commit {
 		op := r.f.found[n]
-		r.f.found[n] = nil
+		switch {
+		case op.seq <= r.applied:
+		case !early || r.lagging(op.seq):
+			r.cutFound(n, kept)
+			return
+		case op.Conn == 0:
+			r.f.found[kept] = op
+			kept++
+			n++
+			continue
+		}
 		delete(r.f.sent, op.key)
 		op.stage = opDone
 		switch {
@@ -277,7 +291,19 @@ func (r *Replica) completeThrough(seq record.Seq) {
 		}
 		n++
 	}
-	r.f.found = r.f.found[n:]
+	r.cutFound(n, kept)
+}
+
+// cutFound takes out the first n, but for kept of them, which stand in front.
+func (r *Replica) cutFound(n, kept int) {
+	copy(r.f.found[n-kept:n], r.f.found[:kept])
+	clear(r.f.found[:n-kept])
+	r.f.found = r.f.found[n-kept:]
+}
+
+// lagging reports whether the image is too far behind to answer for seq.
+func (r *Replica) lagging(seq record.Seq) bool {
+	return seq > r.applied+applyLagRecords || r.kept.above(r.applied)-r.kept.above(seq) > applyLagBytes
 }
 
 // onRefuse hears that a forwarded change will never be numbered.

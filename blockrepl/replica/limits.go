@@ -26,6 +26,10 @@ const (
 	// tailMax is how many bytes of records may be numbered and not committed;
 	// further changes wait.
 	tailMax = 64 << 20
+	// applyLagRecords and applyLagBytes bound what a master has answered and its
+	// image does not hold yet: reads wait for that. Beyond it answers wait as well.
+	applyLagRecords = 1024
+	applyLagBytes   = 8 << 20
 	// spaceReserve is what the master leaves free on every in-sync server, in
 	// bytes: for metadata, other volumes and records already under way.
 	spaceReserve = 16 << 20

@@ -257,4 +257,5 @@ func (r *Replica) commitMore() {
 		return
 	}
 	r.commit = to
+	r.complete()
 }

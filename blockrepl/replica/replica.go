@@ -298,7 +298,7 @@ func (r *Replica) onApplied(seq record.Seq) {
 		r.marks = r.marks[1:]
 	}
 	r.table.AsOf = max(r.table.AsOf, seq)
-	r.completeThrough(seq)
+	r.complete()
 	r.redo.applied(r)
 	r.readsApplied()
 	r.resyncApplied()

@@ -1,0 +1,118 @@
+package replica
+
+import (
+	"testing"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// catchUp lets the image take what it should hold.
+func (n *node) catchUp() {
+	n.still = false
+	n.image = n.target
+	n.step(Applied{n.target})
+	n.c.run()
+}
+
+func TestMasterAnswersBeforeItsImageHoldsTheWriteAndReadsWait(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "first"))
+	a.still = true
+	op := a.write(conn, 0, "second")
+	a.mustComplete(op)
+	if a.r.applied >= op.seq || a.r.Commit() < op.seq {
+		t.Fatalf("number %d is answered at commit %d, applied %d", op.seq, a.r.Commit(), a.r.applied)
+	}
+	a.step(Read{ID: 9})
+	c.run()
+	if a.reads[9] {
+		t.Fatal("a read was granted while the image lacked an answered write")
+	}
+	a.catchUp()
+	if !a.reads[9] {
+		t.Error("the read was not granted when the image held the write")
+	}
+}
+
+func TestSlaveAnswersAForwardOnlyWhenItsImageHoldsIt(t *testing.T) {
+	c := three(t, wire.Suspend)
+	b := c.node("b")
+	conn := b.open("db1", 0)
+	b.mustComplete(b.write(conn, 0, "first"))
+	b.still = true
+	early := b.write(conn, 0, "second")
+	op := b.write(conn, 0, "third")
+	c.pass(50 * time.Millisecond)
+	b.mustWait(early)
+	if b.r.Commit() < op.seq || op.seq == 0 {
+		t.Fatalf("number %d is not known as committed: %d", op.seq, b.r.Commit())
+	}
+	b.step(Applied{early.seq})
+	b.mustComplete(early)
+	b.mustWait(op)
+	b.catchUp()
+	b.mustComplete(op)
+}
+
+func TestAnswersWaitForAnImageThatIsFarBehind(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "first"))
+	before := a.r.applied
+	a.still = true
+	var ops []*Op
+	for range applyLagRecords + 10 {
+		ops = append(ops, a.write(conn, 0, "x"))
+	}
+	for _, op := range ops {
+		_, answered := a.done[op.Rec.Operation]
+		if want := op.seq <= before+applyLagRecords; answered != want {
+			t.Fatalf("number %d with an image at %d: answered %v, want %v", op.seq, before, answered, want)
+		}
+	}
+	a.catchUp()
+	for _, op := range ops {
+		a.mustComplete(op)
+	}
+}
+
+func TestAnswersWaitForALargeWriteToReachTheImage(t *testing.T) {
+	var k keptBytes
+	k.reset(0)
+	r := &Replica{kept: k}
+	const size = 1 << 20
+	for seq := record.Seq(1); seq <= 64; seq++ {
+		r.kept.add(seq, size)
+	}
+	for seq, want := range map[record.Seq]bool{1: false, applyLagBytes / size: false, applyLagBytes/size + 2: true, 64: true} {
+		if got := r.lagging(seq); got != want {
+			t.Errorf("number %d with nothing applied: lagging %v, want %v", seq, got, want)
+		}
+	}
+	r.applied = 60
+	if r.lagging(64) {
+		t.Error("4 MiB behind counts as too far")
+	}
+}
+
+// An attachment that begins while older writes are under way is not granted early.
+func TestAttachmentIsGrantedWhenApplied(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	first := a.open("db1", 0)
+	a.mustComplete(a.write(first, 0, "first"))
+	a.still = true
+	old := a.write(first, 0, "second")
+	a.mustComplete(old)
+	second := a.open("db1", 7)
+	op := a.write(second, 0, "third")
+	a.mustWait(op)
+	a.catchUp()
+	a.catchUp()
+	a.mustComplete(op)
+}
