@@ -327,3 +327,43 @@ func TestImageLostInTheMiddleOfAResyncIsCopiedWhole(t *testing.T) {
 	c.awaitHealthy(0, 1, 2)
 	c.equalImages(0, 1, 2)
 }
+
+// The last in-sync server of a volume failed for one sector, and with it everything
+// that could still be read.
+func TestLastInSyncServerGoesOnBesideAnUnreadableSector(t *testing.T) {
+	var on atomic.Bool
+	c := newCluster(t, 2, nil)
+	c.change = func(o *Options) {
+		if o.ID != mustID("a") {
+			return
+		}
+		o.OpenImage = func(i image.Options) (*image.Image, error) {
+			i.OpenFile = func() (image.File, error) {
+				f, err := os.OpenFile(i.Path, os.O_RDWR|os.O_CREATE, 0o600)
+				return &blind{f, &on}, err
+			}
+			return image.Open(i)
+		}
+	}
+	c.start(0, 1)
+	cl := c.connect(0, "client")
+	one := bytes.Repeat([]byte("1"), 4096)
+	cl.write(0, one)
+	c.awaitHealthy(0, 1)
+	c.stop(1, false)
+	if err := c.forget(0, "b", true); err != nil {
+		t.Fatal(err)
+	}
+	c.await(0, "degraded", func(s VolumeStatus) bool { return s.State == StateDegraded })
+	on.Store(true)
+	if err := cl.ReadAt(t.Context(), make([]byte, 4096), 0); errors.Is(err, ErrAborted) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("read: %v, want EIO", err)
+	}
+	on.Store(false)
+	cl.wantRead(0, one)
+	cl.write(4096, one)
+	st := c.status(0)
+	if st.State != StateDegraded || st.Counters["image_reads_failed"] != 1 || !strings.Contains(st.Reason, "reads of this server's image failed") {
+		t.Errorf("status is %s (%s), counters %v", st.State, st.Reason, st.Counters)
+	}
+}

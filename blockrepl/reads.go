@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 	"time"
 
@@ -100,7 +101,7 @@ func (c *Conn) lookNow(see func() error) (bool, error) {
 // unanswerable keeps a failing image from being told to a client: an error reply
 // ends the client's file system, while another server has the same bytes. The
 // server's part in the volume ends instead, as it does when the image cannot be
-// written. On the only server of a volume a failed read is told: nobody else can
+// written. Where nobody else is in sync a failed read is told: nobody else can
 // answer, and the rest of the image can still be read.
 func (v *Volume) unanswerable(err error) error {
 	if err == nil {
@@ -111,12 +112,49 @@ func (v *Volume) unanswerable(err error) error {
 	case !errors.As(err, &e):
 		return err
 	case errors.Is(err, image.ErrClosed), errors.Is(err, image.ErrRange):
-	case len(v.opt.Servers) == 1 && !errors.Is(err, image.ErrFailed) && !errors.Is(err, image.ErrNoSpace):
+	case v.alone.Load() && !errors.Is(err, image.ErrFailed) && !errors.Is(err, image.ErrNoSpace):
+		v.blind.note(v, e)
 		return err
 	default:
 		v.fail("image", err)
 	}
 	return fmt.Errorf("%w: %w", ErrAborted, err)
+}
+
+// unreadable counts what could not be read of an image on which a volume depends.
+type unreadable struct {
+	mu   sync.Mutex
+	n    uint64
+	last string
+}
+
+func (u *unreadable) note(v *Volume, err *image.Error) {
+	u.mu.Lock()
+	u.n++
+	first := u.n == 1
+	u.last = err.Error()
+	u.mu.Unlock()
+	if first {
+		v.logr.Error("image cannot be read, and no other server is in sync; the client is told", "err", err)
+	}
+}
+
+// tell puts it into a status that says nothing worse.
+func (u *unreadable) tell(st *VolumeStatus) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	st.Counters["image_reads_failed"] += u.n
+	if u.n == 0 || st.State != StateHealthy && st.State != StateDegraded {
+		return
+	}
+	why := fmt.Sprintf("%d reads of this server's image failed, and nobody else could answer; the last: %s", u.n, u.last)
+	if st.Reason != "" {
+		why = st.Reason + "; " + why
+	}
+	st.Reason = why
+	if st.Next == "" {
+		st.Next = "bring another server in sync, then replace this one's disk"
+	}
 }
 
 // look runs see when the image is current; it waits for that, at most for the io

@@ -57,6 +57,7 @@ func (v *Volume) Status(ctx context.Context) VolumeStatus {
 	if view.Resync != nil {
 		st.Resync = v.sync.status()
 	}
+	v.blind.tell(&st)
 	st.Counters["resync_bytes"] += v.answer.sent.Load()
 	st.Counters["records_mended"] += v.mender.count()
 	st.Counters["resync_queries_dropped"] += v.answer.dropped.Load()

@@ -62,6 +62,7 @@ type Volume struct {
 	lease  atomic.Int64 // replica.Time; 0: none
 	size   atomic.Int64
 	stale  atomic.Bool // read-only exports may read the image
+	alone  atomic.Bool // nobody else could answer
 	epoch  atomic.Pointer[record.Epoch]
 	uuid   atomic.Pointer[record.VolumeID]
 	// mixed counts the times at which the image stopped being the state after a
@@ -86,6 +87,7 @@ type Volume struct {
 	created  chan struct{} // closed by the loop once the volume exists and its size is known
 	failOnce [2]sync.Once
 	failed   atomic.Pointer[string] // why, once it has failed
+	blind    unreadable
 }
 
 // newVolume opens what a volume has on this server; nothing runs yet.
@@ -333,6 +335,7 @@ func (v *Volume) publish() {
 	v.lease.Store(int64(v.rep.Lease()))
 	v.floor.Store(uint64(v.rep.Floor()))
 	v.stale.Store(v.rep.StaleReadable())
+	v.alone.Store(v.rep.Alone())
 	v.size.Store(v.rep.Size())
 	if !v.isCreated && v.uuid.Load() != nil && v.rep.Commit() > 0 && v.known() {
 		v.isCreated = true

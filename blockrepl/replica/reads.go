@@ -164,6 +164,20 @@ func (r *Replica) Lease() Time {
 	return until
 }
 
+// Alone reports whether no other server could answer a read: this master is the
+// whole in-sync set, and nobody is being admitted to it.
+func (r *Replica) Alone() bool {
+	if r.role != wire.RoleMaster || !r.m.serving {
+		return false
+	}
+	for _, p := range r.peers {
+		if r.waited(p.id) {
+			return false
+		}
+	}
+	return true
+}
+
 // StaleReadable reports whether the image is the state after some prefix, so
 // that an export with stale=ok may be read.
 func (r *Replica) StaleReadable() bool {
