@@ -3,6 +3,7 @@ package replica
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
@@ -28,6 +29,7 @@ type candidate struct {
 	until    Time // promoting: who has not promised by then is left out
 	asked    Time // when promises were last asked for
 	give     Time // then the candidacy of a command fails
+	retry    Time // ask for a higher epoch then; 0: no
 
 	// adopt.go: whose longer journal end is being fetched, when it is asked for again.
 	tail    record.ServerID
@@ -108,7 +110,9 @@ func (r *Replica) candidate(c *candidate) {
 	}
 	c.epoch = record.Epoch{Counter: counter + 1, Server: r.cfg.Self}
 	c.until = r.now.Add(r.cfg.PeerTimeout)
-	c.give = r.now.Add(5 * r.cfg.PeerTimeout)
+	if c.give == 0 { // else it asks for another epoch, for the same command
+		c.give = r.now.Add(5 * r.cfg.PeerTimeout)
+	}
 	r.role, r.c, r.m = wire.RoleCandidate, c, nil
 	r.s = slave{}
 	r.reads.lost()
@@ -257,14 +261,32 @@ func (r *Replica) refused(p *peer, m *wire.Promise) {
 			}
 		}
 	case c.epoch.Counter <= m.Greeting.Promised.Counter && c.epoch != m.Greeting.Promised:
-		again := *c
-		again.pledges, again.own = nil, false
-		r.candidate(&again)
+		r.outbid()
 	case c.command != 0:
 		r.stepDown(fmt.Sprintf("server %v refuses: %s", p.id, m.Reason))
 	default:
 		r.setState(p, Probe, "it refuses the promise: "+m.Reason)
 	}
+}
+
+// outbidParts: the candidate with the lowest id waits for this part of PeerTimeout,
+// the next one for two, and so on.
+const outbidParts = 16
+
+// outbid takes a higher epoch a little later: of two candidates that refuse each
+// other the one that is first to do so gets the other's promise, or they would go on
+// for ever.
+func (r *Replica) outbid() {
+	rank := 1
+	for _, p := range r.peers {
+		if p.id.Compare(r.cfg.Self) < 0 {
+			rank++
+		}
+	}
+	if r.c.retry == 0 {
+		r.c.retry = r.now.Add(time.Duration(rank) * r.cfg.PeerTimeout / outbidParts)
+	}
+	r.wake(r.c.retry)
 }
 
 // leaveMaster stops following whoever is followed now.

@@ -22,6 +22,12 @@ func (r *Replica) tick() {
 // tickCandidate asks again: a promise may have been lost on its way.
 func (r *Replica) tickCandidate() {
 	c := r.c
+	if c.retry != 0 && r.now >= c.retry {
+		again := *c
+		again.pledges, again.own, again.retry = nil, false, 0
+		r.candidate(&again)
+		return
+	}
 	if r.now.Sub(c.asked) < r.cfg.PeerTimeout/4 {
 		return
 	}
