@@ -63,6 +63,8 @@ func (v *Volume) lookUp(seq record.Seq) {
 		rec, err := log.Get(seq)
 		if err == nil {
 			ev.Pos, ev.OK = rec.Pos(), true
+		} else if next, nextErr := log.Get(seq + 1); nextErr == nil {
+			ev.Pos, ev.OK = record.Pos{Seq: seq, Sum: next.Prev}, true
 		} else {
 			v.logr.Debug("record looked up is not there", "seq", seq, "err", err)
 		}

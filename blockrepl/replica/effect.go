@@ -29,7 +29,8 @@ type Effects struct {
 	Abort []Abort
 	// CloseLinks are sessions to be closed, for Reason.
 	CloseLinks []CloseLink
-	// Lookups are numbers whose header sums are wanted (Looked).
+	// Lookups are numbers whose header sums are wanted (Looked). Of one that is no
+	// longer kept, but the next is, that one's Prev tells it.
 	Lookups []record.Seq
 	// Resync is non-nil when the copying of extents must start, restart or stop.
 	Resync  *ResyncOrder

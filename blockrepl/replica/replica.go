@@ -450,7 +450,7 @@ func (r *Replica) sumAt(seq record.Seq, act func(record.Pos, bool)) {
 		act(record.Pos{Seq: seq, Sum: sum}, true)
 		return
 	}
-	if seq < r.first || seq > r.last.Seq {
+	if seq+1 < r.first || seq > r.last.Seq { // the first record kept tells the sum before it
 		act(record.Pos{}, false)
 		return
 	}
