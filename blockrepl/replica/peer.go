@@ -359,6 +359,8 @@ func (r *Replica) amnesia(g *wire.Greeting, id record.ServerID) string {
 	}
 	m := p.known
 	switch {
+	case m.Incarnation != g.Incarnation && r.admitted(id, g.Incarnation):
+		return "" // what is remembered is of the data directory before
 	case m.Incarnation != g.Incarnation:
 		return fmt.Sprintf("it is incarnation %v; %v acknowledged number %d: its data directory was replaced", g.Incarnation, m.Incarnation, m.Durable.Seq)
 	case g.Following.Less(m.Epoch):
@@ -367,6 +369,13 @@ func (r *Replica) amnesia(g *wire.Greeting, id record.ServerID) string {
 		return fmt.Sprintf("its journal ends at %d; it acknowledged %d: it lost records", g.Last.Seq, m.Durable.Seq)
 	}
 	return ""
+}
+
+// admitted reports whether a server is in sync as this incarnation: it was found
+// equal since its data directory was replaced.
+func (r *Replica) admitted(id record.ServerID, i record.Incarnation) bool {
+	m, ok := member(&r.hard.State, id)
+	return ok && m.Incarnation == i
 }
 
 func (r *Replica) findMemory(id record.ServerID) (int, bool) {

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
@@ -149,9 +150,9 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 		if g := p.greeting; g != nil && !p.asked {
 			line.Answers, line.Role, line.Last, line.Epoch = true, g.Role, g.Last.Seq, g.Following
 			known = max(known, g.Last.Seq)
-			if r.hard.Following.Less(g.Following) {
-				// A later mastership: from where it parts from ours, numbers name its
-				// records, and ours of those numbers are others.
+			if !r.hasFollowed(g.Following) {
+				// A mastership of which nothing is here: from where it parts from ours,
+				// numbers name its records, and ours of those numbers are others.
 				same = min(same, common(r.hard.History, r.last.Seq, g.History, g.Last.Seq))
 			}
 			if p.id == base.Master && g.Role == wire.RoleMaster {
@@ -163,11 +164,19 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 		}
 		rep.Servers = append(rep.Servers, line)
 	}
+	r.verdict(ask, rep, &base, answers, promised, master)
+	if rep.Needs == "" {
+		same = r.last.Seq // by the rules nothing that others hold there was committed
+	}
 	if known > same {
 		rep.MissingFirst, rep.MissingLast = same+1, known
 	}
-	r.verdict(ask, rep, &base, answers, promised, master)
 	return rep, base
+}
+
+// hasFollowed reports whether epoch e is of this server's past.
+func (r *Replica) hasFollowed(e record.Epoch) bool {
+	return e.IsZero() || slices.ContainsFunc(r.hard.History, func(h wire.EpochStart) bool { return h.Epoch == e })
 }
 
 // verdict fills in whether, and with which flag, the promotion is allowed.
