@@ -39,10 +39,11 @@ type request struct {
 	copies int
 	failed bool // answered with an error
 
-	seq    record.Seq // lowest number that a copy got, 0: none
-	floor  record.Seq // reads: every write answered before has a number up to here
-	before []int64    // reads: for each sector, when the newest write answered before began
-	value  []uint64   // reads: what was seen
+	seq    record.Seq   // lowest number that a copy got on the first line, 0: none
+	line   *line        // on which it was done
+	floors []record.Seq // reads: for each line, every write answered before has a number up to here
+	before []int64      // reads: for each sector, when the newest write answered before began
+	value  []uint64     // reads: what was seen
 	mixed  int
 }
 
@@ -152,7 +153,7 @@ func (c *client) request() {
 	s, r := c.s, c.s.dice.client
 	q := &request{id: uint64(len(s.reqs)), client: c.i, inv: s.now, res: math.MaxInt64}
 	s.reqs = append(s.reqs, q)
-	size := s.truth.size
+	size := s.truth.top().size
 	q.n = 1 + min(r.IntN(6), size-1)
 	q.lo = r.IntN(size - q.n + 1)
 	switch x := r.Float64(); {

@@ -21,6 +21,9 @@
 //	client   writes, reads, moves to another server and sends again (client.go)
 //	faults   what goes wrong, each by its name (faults.go)
 //	operator promotes, forgets, stops, by the rules that its commands name (operator.go)
+//	careless an operator who heeds no warning, and what may be lost by it (careless.go)
+//	line     one order of committed records; a second one forks off where the operator
+//	         gave something up (line.go)
 //	oracle   what must be true at every moment, and at the end (oracle.go)
 //
 // # Running
@@ -31,8 +34,11 @@
 //	go test ./blockrepl/sim -run TestSeed -v -seed N [-off crash,lose] [-faults-for 1s]
 //	go test -tags mutants ./blockrepl/sim -run TestMutants     every broken rule is found
 //
-// What is not tried here: an operator who breaks the rules (losses announced by
-// --accept-loss, split brain and its resolution).
+// In one schedule of five the operator is careless. What is lost then must be what
+// was said: beyond what the forced server itself holds, the report's numbers name
+// all that anyone who answered holds; a kept side of a split brain loses nothing;
+// committed records that are given up are set aside; and when the faults stop, doing
+// what status says makes every server healthy again.
 //
 // # Values
 //

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
@@ -12,37 +13,48 @@ import (
 type fault uint8
 
 const (
-	fCrash    fault = iota // the process is killed
-	fPower                 // the machine loses power
-	fPause                 // the process stops for a while and does not know it
-	fCut                   // a link is cut
-	fIsolate               // a server hears nobody and nobody hears it
-	fOneWay                // one server does not hear another
-	fSlowDisk              // fsyncs take long
-	fSickDisk              // a journal fsync fails
-	fReplace               // the data directory is replaced by an empty one
-	fOldCopy               // the data directory is an older copy of itself
-	fLoseTail              // the journal loses its last records without a word
-	fNoSpace               // the journal's room ends for a while
-	fPromote               // promote, as it is allowed without a flag
-	fOldDead               // promote --old-master-dead, when it is
-	fForget                // forget a server
-	fStop                  // an orderly stop with handover
-	fResize                // the volume grows
-	fUsurp                 // the master is cut off or sleeps, and a slave is promoted
-	fLose                  // a frame is lost
-	fDouble                // a frame arrives twice
-	fOvertake              // a frame is overtaken
-	fMove                  // a client moves to another server and sends again
-	fCorrupt               // bits of a frame are flipped
-	fBare                  // a client without a token sends again
+	fCrash      fault = iota // the process is killed
+	fPower                   // the machine loses power
+	fPause                   // the process stops for a while and does not know it
+	fCut                     // a link is cut
+	fIsolate                 // a server hears nobody and nobody hears it
+	fOneWay                  // one server does not hear another
+	fSlowDisk                // fsyncs take long
+	fSickDisk                // a journal fsync fails
+	fReplace                 // the data directory is replaced by an empty one
+	fOldCopy                 // the data directory is an older copy of itself
+	fLoseTail                // the journal loses its last records without a word
+	fNoSpace                 // the journal's room ends for a while
+	fPromote                 // promote, as it is allowed without a flag
+	fOldDead                 // promote --old-master-dead, when it is
+	fForget                  // forget a server
+	fStop                    // an orderly stop with handover
+	fResize                  // the volume grows
+	fUsurp                   // the master is cut off or sleeps, and a slave is promoted
+	fLose                    // a frame is lost
+	fDouble                  // a frame arrives twice
+	fOvertake                // a frame is overtaken
+	fMove                    // a client moves to another server and sends again
+	fCorrupt                 // bits of a frame are flipped
+	fBare                    // a client without a token sends again
+	fWildLoss                // careless: promote --accept-loss
+	fWildDead                // careless: promote --old-master-dead, whether it is or not
+	fWildForget              // careless: forget --force, and no heed of its warning
+	fResolve                 // resolve
 	faults
 )
 
 var faultNames = [faults]string{"crash", "power", "pause", "cut", "isolate", "one-way", "slow-disk", "sick-disk",
-	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move", "corrupt", "bare"}
+	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move", "corrupt", "bare",
+	"accept-loss", "wild-dead", "wild-forget", "resolve"}
 
 func (f fault) String() string { return faultNames[f] }
+
+// often reports whether f comes too often to look at states.
+func (f fault) often() bool { return f >= fLose && f <= fBare }
+
+// commanded reports whether f is an act of the operator.
+func (f fault) commanded() bool { return f >= fPromote && f <= fUsurp || f >= fWildLoss }
 
 // Options say what a schedule is drawn from.
 type Options struct {
@@ -73,6 +85,7 @@ type profile struct {
 	// Drawn by drawHarsh.
 	corrupt, encode float64 // of frames: bits are flipped, really encoded
 	bare            float64 // of clients: without a token
+	careless        bool    // the operator does what loses writes
 }
 
 func pick[T any](r *rand.Rand, list ...T) T { return list[r.IntN(len(list))] }
@@ -118,13 +131,35 @@ func drawProfile(r *rand.Rand, opt Options) profile {
 func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 	p.corrupt, p.encode = pick(r, 0, 0, 0, 0.0005, 0.005), pick(r, 0, 0.002)
 	p.bare = pick(r, 0, 0, 0, 0.5)
+	p.careless = chance(r, 0.2) && p.nodes > 1
+	if p.careless {
+		p.drawCareless(r)
+	}
 	for _, name := range opt.Off {
 		switch name {
 		case fCorrupt.String():
 			p.corrupt = 0
 		case fBare.String():
 			p.bare = 0
+		case fWildLoss.String(), fWildDead.String(), fWildForget.String(), fResolve.String():
+			f := fault(slices.Index(faultNames[:], name))
+			p.total -= p.weight[f]
+			p.weight[f] = 0
 		}
+	}
+}
+
+// drawCareless gives the operator the acts that lose writes, and takes the faults
+// away that do so by themselves: how much a disk may lose unnoticed is reckoned for
+// an operator who keeps the rules.
+func (p *profile) drawCareless(r *rand.Rand) {
+	for _, f := range []fault{fReplace, fOldCopy, fLoseTail} {
+		p.total -= p.weight[f]
+		p.weight[f] = 0
+	}
+	for _, f := range []fault{fWildLoss, fWildDead, fWildForget, fResolve} {
+		p.weight[f] = 1 + float64(r.IntN(2))
+		p.total += p.weight[f]
 	}
 }
 
@@ -143,7 +178,7 @@ func (p *profile) drop(f fault) {
 
 // hit notes that a fault met a server in its present state.
 func (s *Sim) hit(f fault, n *node) {
-	if f >= fLose {
+	if f.often() {
 		s.marks.frames[f]++
 		return
 	}
@@ -172,7 +207,7 @@ func (s *Sim) strike() {
 // inflict lets fault f meet node n.
 func (s *Sim) inflict(f fault, n *node) {
 	r := s.dice.fault
-	if f >= fPromote && f <= fUsurp {
+	if f.commanded() {
 		s.oper.order(s, f, n)
 		return
 	}

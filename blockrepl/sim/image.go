@@ -17,6 +17,7 @@ type image struct {
 	durable [sectorsMax]uint64
 	since   [sectorsMax][]uint64
 	seq     record.Seq // what a reader may take it for
+	sum     uint64     // that record's header sum
 
 	// An fsync under way.
 	snap    [sectorsMax]uint64
@@ -135,6 +136,7 @@ func (n *node) applyBatch(from, to record.Seq) {
 			return
 		}
 		n.image.apply(rec, -1)
+		n.image.sum = rec.Sum
 	}
 	n.image.seq = to
 }

@@ -43,6 +43,20 @@ func (c *content) get(q record.Seq) *record.Record {
 	return c.recs[q-c.first]
 }
 
+// sumAt is the header sum of a number, zero when it is not known.
+func (c *content) sumAt(q record.Seq) uint64 {
+	if q == c.last.Seq {
+		return c.last.Sum
+	}
+	if rec := c.get(q); rec != nil {
+		return rec.Sum
+	}
+	if rec := c.get(q + 1); rec != nil {
+		return rec.Prev
+	}
+	return 0
+}
+
 func (c *content) cut(to record.Pos) {
 	if to.Seq+1 < c.first {
 		c.recs, c.first = c.recs[:0], to.Seq+1

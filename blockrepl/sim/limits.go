@@ -27,6 +27,8 @@ const (
 	// server running and every link possible, and with the operator doing what
 	// status asks for, every server is healthy before it has passed.
 	calmMax = 12 * time.Second
+	// carelessMax is calmMax where the operator was careless, who has more to repair.
+	carelessMax = 30 * time.Second
 	// operatorLook is how often the operator looks at status in the calm.
 	operatorLook = 3 * peerTimeout
 )

@@ -34,7 +34,28 @@ var stateNames = [states]string{"down", "blank", "lost", "redo", "following", "c
 type Marks struct {
 	count  [faults][states]int
 	frames [faults]int // of the faults that come too often to look at states
+	things [notables]int
 }
+
+// notable is something that a schedule brought about.
+type notable uint8
+
+const (
+	ntFork     notable = iota // two lines of committed records
+	ntLoss                    // committed records were given up by --accept-loss
+	ntDeadLie                 // committed records were given up by a wrong --old-master-dead
+	ntBarred                  // a server was promoted that must not be
+	ntSplit                   // status names split brain
+	ntResolved                // split brain was resolved
+	ntRefused                 // resolve was refused
+	ntAside                   // committed records of the line that is given up were set aside
+	notables
+)
+
+var notableNames = [notables]string{"two lines", "accepted loss", "wrong old-master-dead", "promoted against the warning",
+	"split brain named", "split brain resolved", "resolve refused", "committed records set aside"}
+
+func (m *Marks) note(t notable) { m.things[t]++ }
 
 func (m *Marks) hit(f fault, st state) { m.count[f][st]++ }
 
@@ -57,15 +78,27 @@ var must = func() (list [faults][states]bool) {
 		}
 	}
 	list[fOldDead][stLost] = true
+	for _, f := range []fault{fWildLoss, fWildDead} {
+		for _, st := range []state{stLost, stFollowing, stServing, stCatchUp} {
+			list[f][st] = true
+		}
+	}
+	list[fWildForget][stServing], list[fWildForget][stSuspended] = true, true
+	list[fResolve][stLost], list[fResolve][stServing] = true, true
 	return list
 }()
 
 // missing are the meetings of must that did not come about.
 func (m *Marks) missing() []string {
 	var out []string
-	for f := fLose; f < faults; f++ {
-		if m.frames[f] == 0 {
+	for f := range faults {
+		if f.often() && m.frames[f] == 0 {
 			out = append(out, f.String())
+		}
+	}
+	for t, n := range m.things {
+		if n == 0 {
+			out = append(out, notableNames[t])
 		}
 	}
 	for f := range faults {
@@ -85,14 +118,22 @@ func (m *Marks) String() string {
 	for _, st := range stateNames {
 		fmt.Fprintf(&b, " %9s", st)
 	}
-	for f := range fLose {
+	for f := range faults {
+		if f.often() {
+			continue
+		}
 		fmt.Fprintf(&b, "\n%-10s", f)
 		for st := range states {
 			fmt.Fprintf(&b, " %9d", m.count[f][st])
 		}
 	}
-	for f := fLose; f < faults; f++ {
-		fmt.Fprintf(&b, "\n%-10s %9d", f, m.frames[f])
+	for f := range faults {
+		if f.often() {
+			fmt.Fprintf(&b, "\n%-10s %9d", f, m.frames[f])
+		}
+	}
+	for t, n := range m.things {
+		fmt.Fprintf(&b, "\n%-30s %9d", notableNames[t], n)
 	}
 	return b.String()
 }

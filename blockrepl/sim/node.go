@@ -56,9 +56,11 @@ type node struct {
 	epoch         record.Epoch
 
 	// The oracle's.
+	line    *line      // of what it commits
 	seen    record.Seq // commit number looked at
 	damaged bool       // a fault took away what it had acknowledged
 	warned  bool       // the operator was told not to promote it
+	rash    bool       // as a candidate it was told to go on without others
 	held    bool       // the operator keeps it down
 	tidy    bool       // stopping in order
 	copyOf  *backup
@@ -101,6 +103,7 @@ func newNode(s *Sim, i int) *node {
 	r := s.dice.node
 	n.clock = clock{zero: r.Int64N(int64(time.Hour)), ppm: r.Int64N(20001) - 10000}
 	n.newData()
+	n.line = s.truth.lines[0]
 	return n
 }
 
@@ -150,6 +153,7 @@ func (n *node) start() {
 	n.run++
 	n.up, n.paused, n.dead, n.scheduled, n.queued, n.tidy = true, false, false, false, false, false
 	n.in, n.app, n.sync, n.copying, n.cursors = inbox{}, applier{}, syncing{}, copying{}, [nodesMax]cursor{}
+	n.rash = false
 	n.rounds, n.stops = map[uint64][]uint64{}, map[uint64]bool{}
 	n.eff = replica.Effects{}
 	n.mark = n.markFile
@@ -163,7 +167,8 @@ func (n *node) start() {
 		at = max(at, m.Base)
 	}
 	n.app.target, n.app.applied = at, at
-	n.image.seq = at
+	n.image.seq, n.image.sum = at, n.journal.os.sumAt(at)
+	n.line = n.s.truth.lineOf(n)
 	n.seen = saved.Hard.Checkpoint
 	n.s.tell(n.i, "starts: journal %v..%v, checkpoint %v, forgot %q", saved.First, saved.Last.Seq, at, saved.Forgot)
 	n.publish()
@@ -285,6 +290,7 @@ func (n *node) step(now replica.Time, ev replica.Event) {
 		return
 	}
 	n.rep.Step(now, ev, &n.eff)
+	n.s.watch(n)
 	if k := len(n.eff.Stores); k > 0 && (n.eff.Stores[k-1].Cut != nil || n.eff.Stores[k-1].Reset != nil) || n.eff.Resync != nil {
 		n.finish()
 	}
@@ -302,7 +308,6 @@ func (n *node) finish() {
 	if w := n.eff.Wake; w != 0 {
 		n.nextTick = min(n.nextTick, w)
 	}
-	n.s.watch(n)
 	n.carryOut(&n.eff)
 	n.eff.Reset()
 }
@@ -342,8 +347,8 @@ func (n *node) carryOut(e *replica.Effects) {
 	}
 	for _, seq := range e.Lookups {
 		ev := replica.Looked{Seq: seq}
-		if rec := n.journal.os.get(seq); rec != nil {
-			ev.Pos, ev.OK = rec.Pos(), true
+		if sum := n.journal.os.sumAt(seq); sum != 0 {
+			ev.Pos, ev.OK = record.Pos{Seq: seq, Sum: sum}, true
 		}
 		n.post(ev)
 	}
@@ -374,7 +379,7 @@ func (n *node) store(st *replica.Store) {
 	}
 	if st.Reset != nil {
 		n.app.reset(st.Reset.Seq)
-		n.image.seq = st.Reset.Seq
+		n.image.seq, n.image.sum = st.Reset.Seq, st.Reset.Sum
 		n.in.applied, n.in.synced = 0, 0
 		n.sync.gen++
 		n.mixed++

@@ -28,7 +28,8 @@ type operator struct {
 	dead    *node  // kept down for it
 	until   int64  // no --old-master-dead before: a stop may have asked a slave to take over
 	said    [nodesMax]said
-	tried   [nodesMax]int // promotions in the calm
+	tried   [nodesMax]int     // promotions in the calm
+	wild    map[uint64]string // commands of a careless operator, and why
 }
 
 // said is what a node's status has been saying.
@@ -46,7 +47,7 @@ func (o *operator) order(s *Sim, f fault, n *node) {
 	o.next++
 	switch f {
 	case fPromote:
-		if o.promote != 0 || n.warned && !o.clear(s, n) {
+		if o.promote != 0 || n.warned && !o.clear(s, n) && !o.heedless(s, n) {
 			return
 		}
 		s.hit(f, n)
@@ -56,7 +57,9 @@ func (o *operator) order(s *Sim, f fault, n *node) {
 	case fOldDead:
 		o.oldDead(s, n)
 	case fForget:
-		o.forget(s, n)
+		o.forget(s, n, false)
+	case fWildLoss, fWildDead, fWildForget, fResolve:
+		o.careless(s, f, n)
 	case fStop:
 		if n.tidy || o.promote != 0 || n.spared > s.now {
 			return
@@ -70,7 +73,7 @@ func (o *operator) order(s *Sim, f fault, n *node) {
 	case fUsurp:
 		o.usurp(s, n)
 	case fResize:
-		if size := s.truth.size + 1 + r.IntN(4); size <= sectorsMax {
+		if size := s.truth.top().size + 1 + r.IntN(4); size <= sectorsMax {
 			s.hit(f, n)
 			s.tell(n.i, "resize to %d sectors", size)
 			n.post(replica.Resize{ID: o.next, Size: int64(size) * sectorBytes})
@@ -102,7 +105,7 @@ func (o *operator) clear(s *Sim, n *node) bool {
 // it believes in itself, with its clients, and comes back later.
 func (o *operator) usurp(s *Sim, n *node) {
 	st, _ := s.newest()
-	if st.Epoch.IsZero() || o.promote != 0 || n.warned && !o.clear(s, n) {
+	if st.Epoch.IsZero() || o.promote != 0 || n.warned && !o.clear(s, n) && !o.heedless(s, n) {
 		return
 	}
 	m := s.nodes[index(st.Master)]
@@ -132,6 +135,9 @@ func (o *operator) usurped(s *Sim, n *node) {
 		return
 	}
 	o.next++
+	if n.warned && s.prof.careless {
+		o.wildly("barred") // the warning may have come since
+	}
 	o.promote, o.node = o.next, n
 	s.tell(n.i, "promote, behind the master's back")
 	n.post(replica.Promote{ID: o.next})
@@ -158,7 +164,7 @@ func (o *operator) oldDead(s *Sim, n *node) {
 }
 
 // forget takes a server out at whoever thinks to be the master.
-func (o *operator) forget(s *Sim, n *node) {
+func (o *operator) forget(s *Sim, n *node, wild bool) {
 	r := s.dice.oper
 	if n.rep.Epoch().Server != n.id {
 		return
@@ -167,12 +173,12 @@ func (o *operator) forget(s *Sim, n *node) {
 	if m == n {
 		return
 	}
-	force := chance(r, 0.4)
+	force := wild || chance(r, 0.4)
 	if force {
 		// Its words: m will not be promoted. So n must be the newest master, and no
 		// promotion may be under way.
 		st, _ := s.newest()
-		if o.promote != 0 || s.now < o.until || st.Master != n.id {
+		if !wild && (o.promote != 0 || s.now < o.until || st.Master != n.id) {
 			return
 		}
 		f := forced{id: o.next, at: n}
@@ -184,7 +190,13 @@ func (o *operator) forget(s *Sim, n *node) {
 		}
 		o.asserts = append(o.asserts, f)
 	}
-	s.hit(fForget, n)
+	if wild {
+		s.hit(fWildForget, n)
+		s.truth.alone[n.rep.Epoch()] = true
+		n.rash = n.rep.View(n.now()).Role == wire.RoleCandidate
+	} else {
+		s.hit(fForget, n)
+	}
 	s.tell(n.i, "forget %v, force %v", m.id, force)
 	n.post(replica.Forget{ID: o.next, Server: m.id, Force: force})
 }
@@ -193,15 +205,16 @@ func (o *operator) forget(s *Sim, n *node) {
 func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 	s.tell(n.i, "command %d: %v %v", r.ID, r.Err, r.Note)
 	o.settled(func(f forced) bool { return f.id == r.ID })
-	if r.ID == o.promote {
-		if r.Err == nil && r.Note != "" {
-			// A promotion that no majority knows of: whoever it left out is named.
-			for _, m := range s.nodes {
-				if v := n.rep.View(n.now()); !inState(&v.Config, m.id) {
-					m.warned = true
-				}
+	if r.Report != nil && r.Err == nil && r.Note != "" {
+		// A promotion that no majority knows of: whoever it left out is named.
+		for _, m := range s.nodes {
+			if v := n.rep.View(n.now()); !inState(&v.Config, m.id) {
+				m.warned = true
 			}
 		}
+	}
+	o.answered(s, n, r)
+	if r.ID == o.promote {
 		o.ended(s)
 	}
 	if n.stops[r.ID] {
@@ -264,6 +277,10 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 		return
 	}
 	words := strings.Fields(command)
+	if s.prof.careless && (words[0] == "promote" || words[0] == "resolve") {
+		o.reconcile(s, n, words[0])
+		return
+	}
 	switch words[0] {
 	case "promote":
 		if strings.HasPrefix(v.Next, "on another") {
@@ -314,5 +331,6 @@ func (s *Sim) complete(n *node) bool {
 		return true // in its image, and trimmed
 	}
 	rec := n.journal.durable.get(last)
-	return rec != nil && rec.Sum == s.truth.recs[last-1].Sum || n.journal.durable.last == s.truth.recs[last-1].Pos()
+	top := s.truth.top()
+	return rec != nil && top.holds(last, rec.Sum) || n.journal.durable.last == top.end()
 }

@@ -31,6 +31,9 @@ func (n *node) order(o *replica.ResyncOrder) {
 	}
 	n.mixed++
 	n.image.size = int(o.Size / sectorBytes)
+	for i := n.image.size; i < sectorsMax; i++ {
+		n.image.set(i, 0) // of a line that is given up, on which the volume was larger
+	}
 	n.copying = copying{order: *o, active: true, ask: ask, offset: o.From, high: o.High}
 	n.s.tell(n.i, "copies extents from %v at %d", o.To, o.From)
 	n.copyNext()

@@ -1,0 +1,188 @@
+package sim
+
+import (
+	"slices"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+// A careless operator gives the flags that assert something without looking whether
+// it is so, promotes whom a warning named, and resolves a split brain on any side.
+// That loses writes. What it must not do is lose more than was said: at most what
+// the forced mastership's own server does not hold; of what others hold that answer
+// it, exactly the numbers that the report names as missing; and on the kept side of
+// a split brain nothing.
+
+// careless gives the command of fault f at n.
+func (o *operator) careless(s *Sim, f fault, n *node) {
+	switch f {
+	case fWildLoss:
+		s.hit(f, n)
+		o.wildly(o.barring(s, n, "accept-loss"))
+		s.tell(n.i, "promote --accept-loss")
+		n.post(replica.Promote{ID: o.next, AcceptLoss: true, OldMasterDead: s.dice.oper.IntN(2) == 0})
+	case fWildDead:
+		s.hit(f, n)
+		o.wildly(o.barring(s, n, "old-master-dead"))
+		s.tell(n.i, "promote --old-master-dead, without a look")
+		n.post(replica.Promote{ID: o.next, OldMasterDead: true})
+	case fWildForget:
+		o.forget(s, n, true)
+	case fResolve:
+		s.hit(f, n)
+		o.keep(s, n)
+	}
+}
+
+// keep resolves a split brain in favour of n's side.
+func (o *operator) keep(s *Sim, n *node) {
+	if n.rep.View(n.now()).State == replica.SplitBrain {
+		s.marks.note(ntSplit)
+	}
+	o.wildly("resolve")
+	s.tell(n.i, "resolve --keep %v", n.id)
+	n.post(replica.Resolve{ID: o.next})
+}
+
+// wildly notes that the command to come is one whose losses are the operator's.
+func (o *operator) wildly(why string) {
+	if o.wild == nil {
+		o.wild = map[uint64]string{}
+	}
+	o.wild[o.next] = why
+}
+
+// barring is why, unless a warning names n.
+func (o *operator) barring(s *Sim, n *node, why string) string {
+	if n.warned && !o.clear(s, n) {
+		return "barred"
+	}
+	return why
+}
+
+// heedless reports whether the operator promotes n although a warning names it.
+func (o *operator) heedless(s *Sim, n *node) bool {
+	if !s.prof.careless || s.dice.oper.IntN(2) == 0 {
+		return false
+	}
+	o.wildly("barred")
+	return true
+}
+
+// answered judges the answer to a promotion or to resolve.
+func (o *operator) answered(s *Sim, n *node, r *replica.Result) {
+	why := o.wild[r.ID]
+	delete(o.wild, r.ID)
+	rep := r.Report
+	switch {
+	case r.Err != nil && why == "resolve":
+		s.marks.note(ntRefused)
+		return
+	case r.Err != nil || rep == nil || rep.Epoch.IsZero():
+		return
+	case why == "resolve":
+		s.marks.note(ntResolved)
+		s.truth.wild[rep.Epoch] = why
+		if !n.warned {
+			s.keeps(n)
+		}
+		return
+	case why == "barred" || why != "" && rep.Needs != "":
+		s.truth.wild[rep.Epoch] = why
+	}
+	s.announced(n, rep, why)
+}
+
+// before are the epochs that n's history names before the one it has just begun.
+func (n *node) before() []wire.EpochStart {
+	h := n.journal.os.hard.History
+	return h[:max(0, len(h)-1)]
+}
+
+// keeps checks that the side of a split brain that is kept is kept whole.
+func (s *Sim) keeps(n *node) {
+	h := n.before()
+	for _, l := range s.truth.lines {
+		if len(h) > 0 && h[len(h)-1].Epoch == l.epoch && s.common(n, l) < l.last() {
+			s.fail("resolve keeps its side whole", "%v resolves in favour of its side, which has committed %d; its journal agrees up to %d", n.id, l.last(), s.common(n, l))
+		}
+	}
+}
+
+// common is the number through which n's journal is of line l.
+func (s *Sim) common(n *node, l *line) record.Seq {
+	for q := min(l.last(), n.rep.View(n.now()).Last); q > 0; q-- {
+		rec := n.find(q)
+		if rec == nil { // trimmed, which it is where it is committed
+			return q
+		}
+		if l.holds(q, rec.Sum) {
+			return q
+		}
+	}
+	return 0
+}
+
+// announced checks that what a promotion loses is what its report says, as far as
+// anyone who answered holds it.
+func (s *Sim) announced(n *node, rep *replica.PromoteReport, why string) {
+	lost := false
+	if why == "barred" && rep.Needs == "" {
+		s.marks.note(ntBarred) // what that loses was said by the warning
+		return
+	}
+	for _, l := range s.truth.lines {
+		if h := n.before(); len(h) > 0 && l.epoch.Less(h[len(h)-1].Epoch) {
+			continue // given up when the epoch before this one began, if at all
+		}
+		for q := s.common(n, l) + 1; q <= l.last(); q++ {
+			lost = true
+			if rep.MissingFirst != 0 && rep.MissingFirst <= q && q <= rep.MissingLast {
+				continue
+			}
+			for _, line := range rep.Servers[1:] {
+				m := s.nodes[index(line.Server)]
+				d := &m.journal.durable
+				if !line.Answers || q > line.Last || d.hard.Following != line.Epoch {
+					continue
+				}
+				if rec := d.get(q); rec != nil && l.holds(q, rec.Sum) {
+					s.fail("what is lost was announced", "%v is promoted to %v without number %d, which %v answered to hold; announced as missing are %d..%d", n.id, rep.Epoch, q, m.id, rep.MissingFirst, rep.MissingLast)
+					return
+				}
+			}
+		}
+	}
+	switch {
+	case !lost:
+	case why == "accept-loss":
+		s.marks.note(ntLoss)
+	case why == "old-master-dead":
+		s.marks.note(ntDeadLie)
+	}
+}
+
+// reconcile does in the calm what status says after careless acts: what it says,
+// with the flags that the answers ask for, since nobody else will do it.
+func (o *operator) reconcile(s *Sim, n *node, command string) {
+	switch command {
+	case "promote":
+		barred := n.warned && !o.clear(s, n)
+		o.tried[n.i]++
+		tried := o.tried[n.i]
+		if barred && tried <= 3 {
+			return
+		}
+		if barred || tried > 1 {
+			o.wildly(o.barring(s, n, "calm"))
+		}
+		s.tell(n.i, "promote, time %d", tried)
+		n.post(replica.Promote{ID: o.next, OldMasterDead: tried > 1, AcceptLoss: tried > 2})
+	case "resolve":
+		split := slices.Clone(s.nodes)
+		split = slices.DeleteFunc(split, func(m *node) bool { return !m.up || m.rep.View(m.now()).State != replica.SplitBrain })
+		o.keep(s, pick(s.dice.oper, split...))
+	}
+}
