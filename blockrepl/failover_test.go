@@ -318,3 +318,20 @@ func TestAbsentWithinKeepCatchesUpFromTheJournalWhileWritesGoOn(t *testing.T) {
 	c.awaitHealthy(0, 1, 2)
 	c.equalImages(0, 1, 2)
 }
+
+// Reads waited, as writes do, until a server that was stopped in order was back.
+func TestReadsGoOnWhileAServerIsStoppedInOrder(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	r := seeded(t)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	one := noise(r, 4096)
+	cl.write(0, one)
+	c.awaitHealthy(0, 1, 2)
+	c.stop(1, false)
+	c.await(0, "suspended", func(s VolumeStatus) bool { return s.State == StateSuspended })
+	cl.wantRead(0, one)
+	c.start(1)
+	c.awaitHealthy(0, 1, 2)
+	cl.write(0, one)
+}

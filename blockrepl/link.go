@@ -59,7 +59,11 @@ func (l *link) close(reason string) {
 // leave says good-bye for every volume and lets that go out, for a short time.
 func (l *link) leave() {
 	for _, v := range l.links.s.volumes {
-		l.out.control(v.tag, &wire.Leaving{Reason: "the server stops", Restart: true})
+		m := &wire.Leaving{Reason: "the server stops", Restart: true}
+		if e := v.vow.Load(); e != nil {
+			m.Vow = *e
+		}
+		l.out.control(v.tag, m)
 	}
 	l.out.close()
 	t := time.NewTimer(leaveTimeout)

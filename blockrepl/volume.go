@@ -64,6 +64,7 @@ type Volume struct {
 	stale  atomic.Bool // read-only exports may read the image
 	alone  atomic.Bool // nobody else could answer
 	epoch  atomic.Pointer[record.Epoch]
+	vow    atomic.Pointer[record.Epoch] // for the last words of an orderly stop
 	uuid   atomic.Pointer[record.VolumeID]
 	// mixed counts the times at which the image stopped being the state after a
 	// prefix: a read that was under way then is done again.
@@ -334,6 +335,10 @@ func (v *Volume) publish() {
 	v.commit.Store(uint64(v.rep.Commit()))
 	v.lease.Store(int64(v.rep.Lease()))
 	v.floor.Store(uint64(v.rep.Floor()))
+	if v.vow.Load() == nil || *v.vow.Load() != v.rep.Vow() {
+		e := v.rep.Vow()
+		v.vow.Store(&e)
+	}
 	v.stale.Store(v.rep.StaleReadable())
 	v.alone.Store(v.rep.Alone())
 	v.size.Store(v.rep.Size())

@@ -82,6 +82,9 @@ type Hard struct {
 	// Match is where the journal agreed with the epoch that is followed when that
 	// began: it held as much then.
 	Match record.Seq
+	// Vow is the epoch under whose master this server stopped in order: that master
+	// may go on answering reads without its lease (Leaving.Vow). Zero: none.
+	Vow record.Epoch
 	// Image are blocks of the image as they were at Checkpoint, so that another
 	// image is not taken for it (the shell compares them at a start).
 	Image []Sample

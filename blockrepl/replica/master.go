@@ -62,7 +62,9 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 	if loss {
 		r.forgot, r.hard.Forgot = "", "" // the operator takes what is left for the whole
 	}
+	r.hard.Vow, r.vowed = record.Epoch{}, record.Epoch{}
 	for _, p := range r.peers {
+		p.vowed = false
 		p.stale = p.greeting != nil && r.c.pledge(p.id) == nil
 	}
 	r.hard.State = st

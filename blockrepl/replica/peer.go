@@ -63,6 +63,7 @@ type peer struct {
 	resyncing bool
 	admitting bool // waited for already, not yet in the in-sync set
 	lease     Time // it will not be promoted before
+	vowed     bool // it stopped in order: it will not be promoted before it was joined again
 	free      int64
 	forwards  uint64 // Forwards taken in this session
 	told      record.Seq
@@ -134,7 +135,7 @@ func (r *Replica) linkUp(ev LinkUp) {
 	}
 	p.session, p.incarnation, p.lastHeard = ev.Session, ev.Incarnation, r.now
 	p.greeting, p.forwards, p.told, p.wants = nil, 0, 0, false
-	p.stale, p.askedAt = false, 0
+	p.stale, p.askedAt, p.vowed = false, 0, false
 	p.known = nil
 	if i, ok := r.findMemory(p.id); ok {
 		m := r.memory[i]
@@ -415,6 +416,7 @@ func (r *Replica) onLeaving(p *peer, m *wire.Leaving) {
 		reason = "stopping: " + m.Reason
 	}
 	r.note("peer leaves", "peer", p.id.String(), "reason", reason, "failed", m.Failed)
+	p.vowed = p.vowed || p.joined && r.role == wire.RoleMaster && m.Vow == r.epoch()
 	p.joined, p.joining, p.admitting, p.lease = false, false, false, 0
 	p.greeting = nil
 	r.setState(p, Down, reason)

@@ -123,7 +123,7 @@ func (r *Replica) joinResync(p *peer, why string) {
 }
 
 func (r *Replica) sendJoin(p *peer, match record.Pos, resync bool) {
-	p.joining = true
+	p.joining, p.vowed = true, false
 	p.forwards, p.state0 = 0, r.hard.State.Number
 	j := &wire.Join{
 		Epoch: r.epoch(), State: r.hard.State, History: slices.Clone(r.hard.History),

@@ -202,6 +202,8 @@ func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, ans
 	case master != nil:
 		rep.Graceful = true
 		rep.Reason = fmt.Sprintf("the master %v answers and steps down itself", base.Master)
+	case !r.hard.Vow.IsZero() && r.hard.Vow == base.Epoch && !mutated("break the vow of an orderly stop"):
+		needs("old-master-dead", "this server stopped in order under the master %v, which may be answering reads since without asking it", base.Master)
 	case base.Master == r.cfg.Self:
 		rep.Reason = "this server was the master; nobody knows a newer state"
 		if answers < majority(n) || base.OnDegraded != wire.Suspend || n < 3 || base.Epoch.Less(promised) {
@@ -349,8 +351,31 @@ func (r *Replica) stop(ev Stop) {
 			}
 		}
 	}
-	r.result(Result{ID: ev.ID})
+	r.vow(ev.ID)
 }
+
+// vow answers a Stop. A slave first makes durable that it will not be promoted
+// behind the back of the master that it follows now: then the shell may say so in
+// its last words, and the master's reads need not wait for its lease.
+func (r *Replica) vow(command uint64) {
+	if r.role != wire.RoleSlave || !r.s.joined || !inSync(&r.hard.State, r.cfg.Self) || r.vowing != 0 {
+		r.result(Result{ID: command})
+		return
+	}
+	epoch := r.hard.Following
+	r.hard.Vow, r.vowing = epoch, command
+	r.saveHard(func() {
+		if r.hard.Vow == epoch {
+			r.vowed = epoch
+		}
+		r.result(Result{ID: r.vowing})
+		r.vowing = 0
+	})
+}
+
+// Vow is for the last words of a server that stops in order: the epoch under whose
+// master it has vowed not to be promoted, zero when it has not.
+func (r *Replica) Vow() record.Epoch { return r.vowed }
 
 // unmatched are the servers that a new master's epoch record waits for.
 func (r *Replica) unmatched() []record.ServerID {

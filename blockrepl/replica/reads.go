@@ -157,7 +157,7 @@ func (r *Replica) Lease() Time {
 		return until
 	}
 	for _, p := range r.peers {
-		if r.waited(p.id) {
+		if r.waited(p.id) && !p.vowed {
 			until = min(until, p.lease)
 		}
 	}

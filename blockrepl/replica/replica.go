@@ -67,6 +67,8 @@ type Replica struct {
 	memDirty int // acknowledgements since it was last stored
 	splitBy  record.ServerID
 	stopID   uint64          // the Stop command to be answered; 0: none
+	vowing   uint64          // likewise, when the vow is durable
+	vowed    record.Epoch    // hard.Vow, once it is
 	stepped  Time            // when the last event was taken
 	stopTo   record.ServerID // who was asked to take over then
 	trimmed  record.Seq
@@ -508,6 +510,7 @@ func (r *Replica) fail(ev Failed) {
 	}
 	r.role = wire.RoleFailed
 	r.m, r.c = nil, nil
+	r.result(Result{ID: r.vowing})
 	r.batch = nil
 	r.abortAll(r.reason)
 }

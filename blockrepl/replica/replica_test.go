@@ -631,3 +631,51 @@ func TestRefusalForAnUnknownReasonSendsTheClientAway(t *testing.T) {
 		t.Error("the client was not sent away")
 	}
 }
+
+// After an orderly stop of one server reads on the master waited for its lease.
+func TestReadsGoOnAfterAnOrderlyStop(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	read := func(id uint64) bool {
+		a.step(Read{ID: id})
+		c.pass(3 * time.Second)
+		return a.reads[id]
+	}
+	if res := b.command(func(id uint64) Event { return Stop{ID: id, Handover: true} }); res == nil || res.Err != nil {
+		t.Fatalf("stop: %+v", res)
+	}
+	if b.hard.Vow != a.r.epoch() || b.r.Vow() != b.hard.Vow {
+		t.Fatalf("the vow is of epoch %v, durable %v; the master's is %v", b.r.Vow(), b.hard.Vow, a.r.epoch())
+	}
+	b.deliver(a.id, b.links[a.id], &wire.Leaving{Reason: "stops", Restart: true, Vow: b.r.Vow()})
+	c.run()
+	c.kill("b")
+	if !read(1) {
+		t.Error("a read waits for a server that has stopped in order")
+	}
+	op := a.write(conn, 0, "y")
+	a.mustWait(op)
+
+	// It keeps its vow while it has not followed the master again.
+	c.kill("b")
+	a.up = false // in no reach of b, and alive
+	c.start("b")
+	a.up = true
+	res := b.command(func(id uint64) Event { return Promote{ID: id} })
+	if res == nil || !errors.Is(res.Err, ErrRefused) || res.Report.Needs != "old-master-dead" {
+		t.Errorf("promote behind the back of the master: %+v", res)
+	}
+	c.link(a, b)
+	c.pass(time.Second)
+	a.mustComplete(op)
+	if !b.hard.Vow.IsZero() {
+		t.Errorf("b follows the master again and has still vowed %v", b.hard.Vow)
+	}
+
+	c.kill("b") // without a word
+	if read(2) {
+		t.Error("a read went on without the lease of a server that may be promoted")
+	}
+}

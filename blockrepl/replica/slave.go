@@ -151,6 +151,7 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 	r.stopResync() // from another master, or over another link; it goes on when this Join is durable
 	newEpoch := r.hard.Following != j.Epoch
 	r.hard.Promised, r.hard.Following = j.Epoch, j.Epoch
+	r.hard.Vow, r.vowed = record.Epoch{}, record.Epoch{}
 	if newer(&j.State, &r.hard.State) {
 		r.hard.State = j.State
 	}
@@ -299,8 +300,9 @@ func (r *Replica) heardCommit(c record.Seq) {
 	if r.stopID != 0 {
 		// A master that handed over may go when the next one serves: its epoch
 		// record is durable on the whole set, of which this server still is one.
-		r.result(Result{ID: r.stopID})
+		id := r.stopID
 		r.stopID = 0
+		r.vow(id)
 	}
 }
 

@@ -219,6 +219,11 @@ func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 	}
 	if n.stops[r.ID] {
 		delete(n.stops, r.ID)
+		for j := range s.nodes {
+			if l := s.linkOf[n.i][j]; l != nil && chance(s.dice.oper, 0.9) {
+				s.send(n, l.session, &wire.Leaving{Reason: "stops", Restart: true, Vow: n.rep.Vow()})
+			}
+		}
 		s.crash(n, false)
 		s.at(exp(s.dice.oper, peerTimeout), event{what: evStart, n: n.i})
 	}

@@ -102,7 +102,7 @@
 //	21 HashQuery      epoch, u64 id, size offset, size block, size length, list(u64) hashes
 //	22 ExtentData     epoch, u64 id, size offset, size length, u64 applied,
 //	                  list(size offset, size length, flag zero, enum codec, blob data) chunks
-//	23 Leaving        text reason, flag failed, flag restart
+//	23 Leaving        text reason, flag failed, flag restart, epoch vow
 //	24 Fetch          u64 seq
 //	25 Fetched        u64 seq, u32 count; records
 //

@@ -219,6 +219,7 @@ func (m *Leaving) fields(c *coder) {
 	c.reason("reason", &m.Reason)
 	c.flag("failed", &m.Failed)
 	c.flag("restart", &m.Restart)
+	c.epoch("vow", &m.Vow)
 }
 
 func (m *Fetch) fields(c *coder) {

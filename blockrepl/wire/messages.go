@@ -301,4 +301,9 @@ type Leaving struct {
 	Reason  string
 	Failed  bool // disk or journal failed
 	Restart bool // an orderly stop; it will be back
+	// Vow is the epoch under whose master this server stops, and has made durable
+	// that it will not be promoted before it follows that master again or a newer
+	// one, unless the operator says that it is dead: a lease without an end. Zero:
+	// no such vow.
+	Vow record.Epoch
 }
