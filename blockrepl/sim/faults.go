@@ -330,7 +330,17 @@ func (s *Sim) loseData(f fault, n *node) {
 		}
 		return
 	}
-	if f != fReplace {
+	hurt := func(m *node) bool { return m.damaged }
+	blackout := f == fLoseTail && r.IntN(2) == 0 && !slices.ContainsFunc(s.nodes, hurt)
+	if blackout {
+		// All lose power, and one disk what it had called durable. Whoever could
+		// remember it has forgotten; the longest journal end is taken all the same,
+		// as long as nobody forces its server out of the set first.
+		s.quiet = s.now + 6*int64(peerTimeout)
+		for _, m := range s.nodes {
+			m.spared = s.quiet
+		}
+	} else if f != fReplace {
 		// What is remembered of n is durable a moment later only: someone who knows
 		// stays up until then. Without that nobody could find it out.
 		m := s.witness(n)
@@ -365,6 +375,12 @@ func (s *Sim) loseData(f fault, n *node) {
 	case fLoseTail:
 		from := n.journal.loseTail(1 + r.IntN(10))
 		s.tell(n.i, "journal loses its tail from %v on", from)
+	}
+	for _, m := range s.nodes {
+		if blackout {
+			s.crash(m, true)
+			s.at(min(exp(r, peerTimeout), 2*int64(peerTimeout)), event{what: evStart, n: m.i})
+		}
 	}
 	s.at(exp(r, peerTimeout), event{what: evStart, n: n.i})
 }

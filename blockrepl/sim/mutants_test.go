@@ -48,6 +48,7 @@ var broken = []string{
 	"restart without promises",
 	"checkpoint what is applied",
 	"promote without a majority",
+	"begin without the longest tail",
 }
 
 // defended are broken rules that other rules make up for: none of tens of thousands
@@ -55,6 +56,7 @@ var broken = []string{
 var defended = []string{
 	"hand over without the old master's promise",
 	"accept records after a newer promise",
+	"break the vow of an orderly stop",
 }
 
 // TestMutants proves that the simulator finds each broken rule.
