@@ -260,6 +260,7 @@ func (ls *links) shake(raw net.Conn, p *peerLink) (*link, error) {
 	if err := raw.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return nil, err
 	}
+	unpace(raw)
 	side := wire.Side{Known: ls.known, Hello: wire.Hello{
 		VersionMin: wire.OldestVersion, VersionMax: wire.Version, Server: ls.s.opt.ID,
 		Incarnation: ls.s.id.Incarnation, Nonce: ls.nonce, Cluster: ls.s.opt.Cluster, Software: "blockrepl " + ls.s.opt.Version,

