@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 	"pgregory.net/rapid"
 )
@@ -246,5 +248,29 @@ func TestFailedWriteOfMarksLeavesTheOtherSlot(t *testing.T) {
 	}
 	if err := m.close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// The saved state of a volume whose history is full must fit a value of the journal.
+func TestFullHistoryFitsTheJournal(t *testing.T) {
+	e := record.Epoch{Counter: 1<<64 - 1, Server: mustID("server-7")}
+	m := wire.Member{ID: e.Server, Incarnation: record.Incarnation{1, 2, 3}}
+	h := replica.Hard{Promised: e, Following: e, State: wire.State{Epoch: e, Name: strings.Repeat("n", 64)}}
+	for range 7 {
+		h.State.InSync = append(h.State.InSync, m)
+		h.State.Members = append(h.State.Members, m.ID)
+	}
+	for i := range replica.HistoryMax {
+		line := wire.EpochStart{Epoch: e, First: record.Pos{Seq: 1<<64 - 1, Sum: 1<<64 - 1}, BaseNumber: 1<<64 - 1, Loss: true}
+		if i >= replica.HistoryMax-64 {
+			line.Set = h.State.InSync
+		}
+		h.History = append(h.History, line)
+	}
+	for range samplesRecent + 2 {
+		h.Image = append(h.Image, replica.Sample{Off: 1<<63 - 1, Len: sampleBytes, Sum: 1<<64 - 1})
+	}
+	if n := len(encodeMeta(&h)); n > journal.MetaValueMax {
+		t.Errorf("%d bytes, the journal takes %d", n, journal.MetaValueMax)
 	}
 }

@@ -63,7 +63,7 @@ func (r *Replica) mayRestart() {
 	}
 	m, ok := member(&base, r.cfg.Self)
 	if r.role != wire.RoleSlave || r.blank() || base.Master != r.cfg.Self || !ok || m.Incarnation != r.cfg.Incarnation ||
-		r.forgot != "" || r.hard.Resync != nil || r.deposed(&base) || !r.splitBy.IsZero() {
+		r.forgot != "" || r.hard.Resync != nil || r.crowded() || r.deposed(&base) || !r.splitBy.IsZero() {
 		return
 	}
 	if !r.allGreeted() && r.now < r.born.Add(r.cfg.PeerTimeout/4) {
@@ -525,6 +525,9 @@ func (r *Replica) resolve(ev Resolve) {
 	switch {
 	case r.role == wire.RoleCandidate && r.c.command != 0:
 		r.refuse(ev.ID, "a promotion is under way")
+		return
+	case len(r.hard.History) >= HistoryMax:
+		r.refuse(ev.ID, "the epoch history is full, with %d masterships since all members were in sync", len(r.hard.History))
 		return
 	case r.hard.Resync != nil:
 		r.refuse(ev.ID, "this server is being resynced; its image is not the state after any number")

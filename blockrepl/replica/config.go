@@ -20,6 +20,9 @@ type Config struct {
 	// First is the server that creates the volume when all members are there
 	// and none has seen it.
 	First record.ServerID
+	// History is how many lines of the epoch history stay when older ones may go;
+	// 0: 64.
+	History int
 	// OpBase is a random number: operations of this run count up from it, so that
 	// none is taken for one of an earlier run.
 	OpBase uint64

@@ -44,8 +44,15 @@ const (
 	// the epoch began with. Two pasts that parted before are called a split brain
 	// when the sets of today do not exclude it.
 	setsMax = 64
-	// historyMax bounds the epoch history that is believed from a peer.
-	historyMax = 1 << 20
+	// HistoryMax bounds the lines of the epoch history: the saved state must fit a
+	// value of the journal. No mastership begins beyond, and a peer that claims more
+	// is not believed. Lines go when all members are in sync; so many masterships in
+	// a row without that mean a member that has been away for very long.
+	HistoryMax = 4352
+	// historyReserve of them are for masterships that the operator commands.
+	historyReserve = 256
+	// historyKeep is Config.History when unset.
+	historyKeep = 64
 )
 
 // trimStep is how many records go at a time.

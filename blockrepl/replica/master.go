@@ -190,6 +190,7 @@ func (r *Replica) tellCommit() {
 
 // tickMaster looks at the clock: heartbeats, silent peers, a fenced epoch.
 func (r *Replica) tickMaster() {
+	r.shortenHistory()
 	if r.now.Sub(r.m.beat) >= r.cfg.PeerTimeout/4 {
 		r.m.beat = r.now
 		for _, p := range r.peers {
@@ -211,6 +212,10 @@ func (r *Replica) tickMaster() {
 	}
 	if r.m.again != 0 && r.now >= r.m.again {
 		r.m.again = 0
+		if r.crowded() {
+			r.stepDown("its epoch is fenced, and the epoch history has no room for another")
+			return
+		}
 		r.note("taking a new epoch: this one is fenced by a promise that nobody used", "epoch", r.epoch().String())
 		r.restart()
 		return

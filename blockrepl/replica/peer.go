@@ -226,7 +226,7 @@ func (r *Replica) stranger(g *wire.Greeting) string {
 	if !r.blank() && !g.UUID.IsZero() && g.UUID != r.hard.State.UUID {
 		return fmt.Sprintf("it holds another volume of this name, %v; ours is %v", g.UUID, r.hard.State.UUID)
 	}
-	if len(g.History) > historyMax {
+	if len(g.History) > HistoryMax {
 		return fmt.Sprintf("it claims %d epochs", len(g.History))
 	}
 	return ""
@@ -297,6 +297,9 @@ func (r *Replica) lacks(g *wire.Greeting) bool {
 	}
 	if m, ok := member(&r.hard.State, r.cfg.Self); !ok || m.Incarnation != r.cfg.Incarnation {
 		return false
+	}
+	if beforeAll(r.hard.History, g.Following) {
+		return false // an old copy: what was lost since is not known any more
 	}
 	for i := range r.hard.History {
 		if h := &r.hard.History[i]; h.Loss && g.Following.Less(h.Epoch) {

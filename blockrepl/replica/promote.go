@@ -63,6 +63,9 @@ func (r *Replica) promote(ev Promote) {
 			r.refuse(ev.ID, "this server is becoming the master in epoch %v; it waits for %s", r.epoch(), names(r.unmatched()))
 		}
 		return
+	case len(r.hard.History) >= HistoryMax:
+		r.refuse(ev.ID, "the epoch history is full, with %d masterships since all members were in sync; copy the volume to a new one", len(r.hard.History))
+		return
 	case r.blank():
 		r.refuse(ev.ID, "this server has never seen the volume; a blank server never becomes master")
 		return
@@ -176,7 +179,7 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 
 // hasFollowed reports whether epoch e is of this server's past.
 func (r *Replica) hasFollowed(e record.Epoch) bool {
-	return e.IsZero() || slices.ContainsFunc(r.hard.History, func(h wire.EpochStart) bool { return h.Epoch == e })
+	return e.IsZero() || beforeAll(r.hard.History, e) || slices.ContainsFunc(r.hard.History, func(h wire.EpochStart) bool { return h.Epoch == e })
 }
 
 // verdict fills in whether, and with which flag, the promotion is allowed.

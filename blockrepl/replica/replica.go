@@ -115,6 +115,9 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 		r.numbered.apply(m, r.hard.State.Shared)
 	}
 	r.followed = r.hard.Following
+	if r.cfg.History == 0 {
+		r.cfg.History = historyKeep
+	}
 	if mutated("believe a server that forgot") {
 		r.forgot = ""
 	}

@@ -89,6 +89,7 @@ func dropped(a, b *wire.State) []record.ServerID {
 // consists of its epoch history and its end. Within one epoch the same number
 // never names two records, so equal beginnings of epochs suffice.
 func common(a []wire.EpochStart, aLast record.Seq, b []wire.EpochStart, bLast record.Seq) record.Seq {
+	a, b = aligned(a, b)
 	n := 0
 	for n < len(a) && n < len(b) && a[n].Epoch == b[n].Epoch && a[n].First == b[n].First {
 		n++
@@ -121,7 +122,7 @@ func reached(h []wire.EpochStart, next record.Seq) []wire.EpochStart {
 // ancestor reports whether s lies on the path that led to state cur with
 // history h: nothing was decided under s that cur does not contain.
 func ancestor(h []wire.EpochStart, cur, s *wire.State) bool {
-	if s.Epoch.IsZero() || s.Epoch.Less(cur.Overruled) {
+	if s.Epoch.IsZero() || s.Epoch.Less(cur.Overruled) || beforeAll(h, s.Epoch) {
 		return true
 	}
 	for i := range h {
@@ -156,6 +157,7 @@ func splitBrain(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wi
 // server had not joined a's epoch. An epoch that the operator forced over a loss
 // was not built on what was known, so it bars nothing.
 func barred(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart) bool {
+	ah, bh = aligned(ah, bh)
 	n := 0
 	for n < len(ah) && n < len(bh) && ah[n].Epoch == bh[n].Epoch {
 		n++

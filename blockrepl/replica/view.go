@@ -127,6 +127,9 @@ func (r *Replica) condition() (Condition, string, string) {
 		return Diverged, r.forgot, "on another server that is in sync: blockrepl promote " + name
 	case r.forgot != "" && r.hard.Resync == nil:
 		return Diverged, r.forgot, fmt.Sprintf("on the master: blockrepl forget %s %v", name, r.cfg.Self)
+	case r.role == wire.RoleSlave && r.crowded() && r.hard.State.Master == r.cfg.Self:
+		return Suspended, fmt.Sprintf("%d masterships began since all members were last in sync, most by restarts of the master; the history of them is nearly full, so none begins by itself any more", len(r.hard.History)),
+			"find out why servers restart, start all members, then: blockrepl promote " + name
 	case r.hard.Resync != nil:
 		return Resyncing, fmt.Sprintf("the image is being copied; %d bytes are compared", r.hard.Resync.Offset), ""
 	}

@@ -137,7 +137,7 @@ func (n *node) config() replica.Config {
 	uuid[0] |= 1
 	return replica.Config{
 		Self: n.id, Incarnation: n.incarnation, PeerTimeout: peerTimeout,
-		First: serverIDs[0], OpBase: n.s.dice.node.Uint64() >> 16,
+		First: serverIDs[0], History: p.clients, OpBase: n.s.dice.node.Uint64() >> 16,
 		Create: wire.State{
 			Members: slices.Clone(serverIDs[:p.nodes]), Size: int64(p.sectors) * sectorBytes,
 			OnDegraded: p.policy, Shared: p.shared, Keep: p.keep, Name: "vol", UUID: uuid,

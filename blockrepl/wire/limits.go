@@ -17,8 +17,7 @@ const (
 	// has at most seven; the rest is room.
 	MaxServers = 16
 
-	// MaxHistory bounds the epoch history. It is never trimmed and grows by one
-	// with every mastership: 65536 is one an hour for seven years.
+	// MaxHistory bounds the epoch history; package replica keeps far less.
 	MaxHistory = 1 << 16
 
 	// MaxHashes bounds the blocks of one HashQuery: 512 KiB of hashes, which is

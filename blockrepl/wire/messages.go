@@ -43,7 +43,8 @@ type State struct {
 	Overruled record.Epoch
 }
 
-// EpochStart is one line of the epoch history, which is never trimmed.
+// EpochStart is one line of the epoch history (package replica says when old ones
+// go).
 type EpochStart struct {
 	Epoch record.Epoch
 	First record.Pos // of the epoch record
