@@ -69,6 +69,9 @@ const (
 	// handshakesMax bounds the links that are being accepted; further
 	// connections wait in the kernel's queue.
 	handshakesMax = 32
+	// swapQuiet is how long it is not told again that another data directory answers
+	// under a server's id.
+	swapQuiet = time.Minute
 	// backoffMin and backoffMax bound the wait before a link is tried again; the
 	// wait doubles from one to the other and is drawn between its half and itself.
 	backoffMin = 50 * time.Millisecond

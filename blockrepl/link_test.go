@@ -9,9 +9,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
+	"log/slog"
 	"math/big"
 	"net"
+	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -96,6 +100,16 @@ func TestCertificateOfAnotherServerIsRefused(t *testing.T) {
 // as server id.
 func (c *cluster) hostile(i int, id string) net.Conn {
 	c.t.Helper()
+	conn, err := c.dial(i, id)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return conn
+}
+
+// dial opens a link to server i as another server would.
+func (c *cluster) dial(i int, id string) (net.Conn, error) {
+	c.t.Helper()
 	conn, err := net.Dial("tcp", c.addrs[i].Addr)
 	if err != nil {
 		c.t.Fatal(err)
@@ -106,10 +120,8 @@ func (c *cluster) hostile(i int, id string) net.Conn {
 	}
 	side := wire.Side{Known: []record.ServerID{c.addrs[i].ID}, Hello: wire.Hello{VersionMin: wire.OldestVersion, VersionMax: wire.Version,
 		Server: mustID(id), Incarnation: record.Incarnation{1}, Nonce: wire.Nonce{1}, Cluster: "lab"}}
-	if _, _, err := wire.Dial(conn, &side); err != nil {
-		c.t.Fatal(err)
-	}
-	return conn
+	_, _, err = wire.Dial(conn, &side)
+	return conn, err
 }
 
 // closed waits until the other side closes the connection.
@@ -143,10 +155,45 @@ func TestDuplicateIDIsRefused(t *testing.T) {
 	c := newCluster(t, 2, nil)
 	c.start(0, 1)
 	c.awaitHealthy(0, 1)
-	conn := c.hostile(1, "a")
-	closed(t, conn)
+	// Once it was refused behind the handshake, and never learned why.
+	var r *wire.RefusedError
+	if _, err := c.dial(1, "a"); !errors.As(err, &r) || !r.ByPeer || r.Cause != wire.CauseSameID {
+		t.Errorf("a second server a: %v, want to be refused for its id", err)
+	}
 	c.awaitHealthy(0, 1)
 	c.connect(0, "client").write(0, []byte("still well"))
+}
+
+// Once it took the place of a vanished link without a word.
+func TestOtherDataDirectoryOfAServerIsNamed(t *testing.T) {
+	var told atomic.Int64
+	c := newCluster(t, 2, nil)
+	c.change = func(o *Options) {
+		if o.ID == mustID("a") {
+			o.Logger = slog.New(slog.NewTextHandler(lineWriter(func(line []byte) {
+				if bytes.Contains(line, []byte("another data directory answers")) {
+					told.Add(1)
+				}
+			}), nil))
+		}
+	}
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	c.stop(1, false)
+	c.start(1)
+	c.awaitHealthy(0, 1)
+	if n := told.Load(); n != 0 {
+		t.Errorf("a restart was told %d times as another data directory", n)
+	}
+	c.kill(1)
+	if err := os.RemoveAll(c.options(1).DataDir); err != nil {
+		t.Fatal(err)
+	}
+	c.start(1)
+	c.await(0, "suspended", func(s VolumeStatus) bool { return strings.Contains(s.Reason, "incarnation") })
+	if n := told.Load(); n != 1 {
+		t.Errorf("told %d times, want once", n)
+	}
 }
 
 func TestForeignClusterIsRefused(t *testing.T) {

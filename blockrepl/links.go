@@ -42,6 +42,10 @@ type peerLink struct {
 
 	mu      sync.Mutex
 	trouble string // why there is no link, as it was logged; "" when there is one
+	// inc is the data directory that answered last, swapAt when a change of it was
+	// told: two servers that take turns are not told each time.
+	inc    record.Incarnation
+	swapAt replica.Time
 }
 
 func newLinks(s *Server) *links {
@@ -261,7 +265,8 @@ func (ls *links) shake(raw net.Conn, p *peerLink) (*link, error) {
 		return nil, err
 	}
 	unpace(raw)
-	side := wire.Side{Known: ls.known, Hello: wire.Hello{
+	admit := func(h *wire.Hello) error { return ls.peers[h.Server].admit(ls, h.Incarnation) }
+	side := wire.Side{Known: ls.known, Admit: admit, Hello: wire.Hello{
 		VersionMin: wire.OldestVersion, VersionMax: wire.Version, Server: ls.s.opt.ID,
 		Incarnation: ls.s.id.Incarnation, Nonce: ls.nonce, Cluster: ls.s.opt.Cluster, Software: "blockrepl " + ls.s.opt.Version,
 	}}
@@ -290,16 +295,26 @@ func (ls *links) shake(raw net.Conn, p *peerLink) (*link, error) {
 	return p.install(ls, raw, conn, theirs.Incarnation)
 }
 
+// admit refuses a second server of p's id while the first one is heard: in the
+// handshake, so that the second one's operator reads why.
+func (p *peerLink) admit(ls *links, inc record.Incarnation) error {
+	old := p.cur.Load()
+	if old == nil || old.inc == inc || ls.s.opt.Clock().Sub(replica.Time(old.heard.Load())) >= ls.s.opt.PeerTimeout {
+		return nil
+	}
+	return &wire.RefusedError{Peer: p.id, Cause: wire.CauseSameID,
+		Reason: fmt.Sprintf("two servers are called %s: incarnation %s is linked, %s wants to be; give one another id", p.id, old.inc, inc)}
+}
+
 // install makes conn the link of p, after the present one has ended.
 func (p *peerLink) install(ls *links, raw, conn net.Conn, inc record.Incarnation) (*link, error) {
 	p.installing.Lock()
 	defer p.installing.Unlock()
+	if err := p.admit(ls, inc); err != nil {
+		return nil, err
+	}
 	now := ls.s.opt.Clock()
 	if old := p.cur.Load(); old != nil {
-		if old.inc != inc && now.Sub(replica.Time(old.heard.Load())) < ls.s.opt.PeerTimeout {
-			return nil, &wire.RefusedError{Peer: p.id, Cause: wire.CauseSameID,
-				Reason: fmt.Sprintf("two servers are called %s: incarnation %s is linked, %s wants to be", p.id, old.inc, inc)}
-		}
 		old.close("a newer link")
 		<-old.done
 	}
@@ -313,7 +328,17 @@ func (p *peerLink) install(ls *links, raw, conn net.Conn, inc record.Incarnation
 	p.cur.Store(l)
 	p.mu.Lock()
 	p.trouble = ""
+	was := p.inc
+	p.inc = inc
+	tell := was != record.Incarnation{} && was != inc && (p.swapAt == 0 || now.Sub(p.swapAt) >= swapQuiet)
+	if tell {
+		p.swapAt = now
+	}
 	p.mu.Unlock()
+	if tell {
+		ls.s.opt.Logger.Warn("another data directory answers under this server's id; if it was not replaced there are two servers of one id",
+			"peer", p.id.String(), "incarnation", inc.String(), "before", was.String())
+	}
 	if ls.ctx.Err() != nil {
 		l.close("this server stops") // stop may have looked before the link was there
 	}

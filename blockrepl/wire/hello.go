@@ -117,6 +117,18 @@ type Side struct {
 	Known []record.ServerID
 	// Expect is the server that was dialled; zero when accepting: any known one.
 	Expect record.ServerID
+	// Admit, when set, may refuse by a RefusedError what is fit to be a peer but not
+	// now. It is part of this side's verdict, so that the other side hears it.
+	Admit func(theirs *Hello) error
+}
+
+// verdict is what this side says of theirs.
+func (s *Side) verdict(theirs *Hello) (version uint16, err error) {
+	version, err = Check(s, theirs)
+	if err == nil && s.Admit != nil {
+		err = s.Admit(theirs)
+	}
+	return version, err
 }
 
 // Check says which version to speak with theirs, or gives a RefusedError. It is pure.
@@ -159,7 +171,7 @@ func Dial(rw io.ReadWriter, mine *Side) (theirs Hello, version uint16, err error
 	if theirs, err = readHello(rw); err != nil {
 		return Hello{}, 0, err
 	}
-	version, refusal := Check(mine, &theirs)
+	version, refusal := mine.verdict(&theirs)
 	if err := writeVerdict(rw, version, refusal); err != nil {
 		return theirs, 0, errors.Join(refusal, err)
 	}
@@ -180,7 +192,7 @@ func Accept(rw io.ReadWriter, mine *Side) (theirs Hello, version uint16, err err
 	}
 	// The dialler says its Verdict before it hears ours; where both refuse, each
 	// reports its own reason, which is the one its operator can act on.
-	version, refusal := Check(mine, &theirs)
+	version, refusal := mine.verdict(&theirs)
 	byPeer := readVerdict(rw, &theirs, version)
 	if isRefusal(byPeer) && refusal == nil {
 		return theirs, 0, byPeer

@@ -242,11 +242,14 @@ func TestServerOfAnotherClusterIsRefusedWithTheReason(t *testing.T) {
 func (w *world) told(name, text string) bool { return w.warnings(name, text) > 0 }
 
 // warnings counts them.
-func (w *world) warnings(name, text string) (n int) {
+func (w *world) warnings(name, text string) int { return w.lines(name, "WARN", text) }
+
+// lines counts the lines of a machine's log.
+func (w *world) lines(name, level, text string) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, line := range w.trace {
-		if strings.Contains(line, " "+name+": WARN") && strings.Contains(line, text) {
+		if strings.Contains(line, " "+name+": "+level) && strings.Contains(line, text) {
 			n++
 		}
 	}
@@ -274,6 +277,13 @@ func TestTwoServersWithOneIDAreNamed(t *testing.T) {
 			if n := w.warnings(name, "two servers are called a"); n < 1 || n > 2 {
 				w.errorf("%s warns %d times of two servers called a", name, n)
 			}
+		}
+		// The twin is told why, once for each of the others, and not at each attempt.
+		if n := w.warnings("a2", "two servers are called a"); n < 1 || n > 4 {
+			w.errorf("the twin warns %d times that there are two servers called a", n)
+		}
+		if n := w.lines("a2", "INFO", "link up"); n > 0 {
+			w.errorf("the twin had %d links", n)
 		}
 		twin.crash(100)
 		w.end()
