@@ -40,6 +40,9 @@ func handleInit(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 		return nil, fmt.Errorf("%w: another init is under way", replica.ErrRefused)
 	}
 	defer v.initializing.Unlock()
+	if _, err := v.command(ctx, func(id uint64) replica.Event { return replica.InitStart{ID: id} }); err != nil {
+		return nil, err
+	}
 	if err := v.prepareImage(ctx, &q); err != nil {
 		return nil, err
 	}
@@ -50,7 +53,8 @@ func handleInit(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 }
 
 // prepareImage gives the image its content. Nothing else touches it: the volume
-// does not exist, so nobody is connected and nothing is applied.
+// does not exist, and cannot come into being since InitStart, so nobody is connected
+// and nothing is applied.
 func (v *Volume) prepareImage(ctx context.Context, q *InitRequest) error {
 	switch q.Content {
 	case InitZero:

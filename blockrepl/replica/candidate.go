@@ -136,6 +136,9 @@ func (r *Replica) candidate(c *candidate) {
 }
 
 func (r *Replica) askPromise(p *peer) {
+	if r.c.alone {
+		return // nobody's is needed
+	}
 	r.send(p, &wire.Prepare{Epoch: r.c.epoch, State: r.c.base, Resolve: r.c.resolve, Loss: r.c.loss})
 }
 
@@ -192,6 +195,8 @@ func (r *Replica) refusal(p *peer, q *wire.Prepare) string {
 		return fmt.Sprintf("counter %d is taken by %v", q.Epoch.Counter, r.hard.Promised.Server)
 	case r.blank() && q.State.Epoch.IsZero() && q.State.Size != r.cfg.Create.Size:
 		return fmt.Sprintf("the volume has %d bytes there, %d here: make the configurations equal", q.State.Size, r.cfg.Create.Size)
+	case r.blank() && q.State.Epoch.IsZero() && r.forgot != "":
+		return "its image has content: " + r.forgot
 	case !r.blank() && q.State.Epoch.IsZero():
 		return fmt.Sprintf("the volume exists here, in epoch %v", r.hard.State.Epoch)
 	case !r.blank() && q.State.UUID != r.hard.State.UUID:
@@ -330,7 +335,7 @@ func (r *Replica) knows(base *wire.State, g *wire.Greeting, id record.ServerID) 
 // tryElect begins the epoch when enough promises are there.
 func (r *Replica) tryElect() {
 	c := r.c
-	if !c.own {
+	if !c.own || c.late(r.now) {
 		return
 	}
 	var set []wire.Member
@@ -368,6 +373,9 @@ func (r *Replica) tryElect() {
 		note = warnPromoted(out...)
 	}
 	r.hard.Proposed = nil
+	if c.alone {
+		r.forgot, r.hard.Forgot = "", "" // what the image holds is the volume
+	}
 	r.beginEpoch(epoch, st, r.baseNumber(), c.loss)
 	if command != 0 {
 		r.promoted(command, epoch, c.report, note)

@@ -127,6 +127,11 @@ type Resize struct {
 	Size int64
 }
 
+// InitStart: the operator is about to give this server's image the content that the
+// volume will begin with. From its Result on the volume comes into being by Init
+// only, also after a restart.
+type InitStart struct{ ID uint64 }
+
 // Init: the operator creates the volume with this server alone, from what its
 // image holds.
 type Init struct{ ID uint64 }
@@ -157,5 +162,6 @@ func (Promote) event()        {}
 func (Forget) event()         {}
 func (Resolve) event()        {}
 func (Resize) event()         {}
+func (InitStart) event()      {}
 func (Init) event()           {}
 func (Stop) event()           {}

@@ -30,25 +30,59 @@ func (r *Replica) unborn() wire.State {
 	return base
 }
 
+// initStart keeps everyone from creating the volume while the operator's init fills
+// this server's image: it counts as one with content of which nobody knows.
+func (r *Replica) initStart(ev InitStart) {
+	if !r.mayInit(ev.ID) {
+		return
+	}
+	r.forgot = "init gives the image its content, or was interrupted while it did"
+	r.hard.Forgot = r.forgot
+	r.saveHard(func() {
+		for _, p := range r.peers {
+			r.send(p, r.greeting())
+		}
+		r.result(Result{ID: ev.ID})
+	})
+}
+
+// mayInit reports whether the volume may be created by command here, or refuses.
+func (r *Replica) mayInit(command uint64) bool {
+	switch by := r.hard.Promised.Server; {
+	case !r.blank():
+		r.refuse(command, "the volume exists here, in epoch %v", r.hard.State.Epoch)
+		return false
+	case r.role != wire.RoleSlave:
+		r.refuse(command, "the volume is just being created")
+		return false
+	case !by.IsZero() && by != r.cfg.Self && r.now < r.promisedAt.Add(2*r.cfg.PeerTimeout):
+		r.refuse(command, "server %v was just given a promise to create the volume; look whether it did, and try again", by)
+		return false
+	}
+	for _, p := range r.peers {
+		if g := p.greeting; g != nil && !g.UUID.IsZero() {
+			r.refuse(command, "the volume exists on server %v, in epoch %v; this server joins it by itself", p.id, g.State.Epoch)
+			return false
+		}
+	}
+	return true
+}
+
+// late reports whether a creation took so long that promises which it counts on may
+// have been taken back: whoever gave one waits for twice this time before it lets an
+// init begin. It is tried anew.
+func (c *candidate) late(now Time) bool { return c.kind == creating && !c.alone && now >= c.until }
+
 // initialize makes the volume with this server alone, from what its image holds:
 // the other way of rule 1. The other members come in by a resync, which compares
 // their whole images.
 func (r *Replica) initialize(ev Init) {
-	switch {
-	case !r.blank():
-		r.refuse(ev.ID, "the volume exists here, in epoch %v", r.hard.State.Epoch)
-		return
-	case r.role != wire.RoleSlave:
-		r.refuse(ev.ID, "the volume is just being created")
+	if !r.mayInit(ev.ID) {
 		return
 	}
-	for _, p := range r.peers {
-		if g := p.greeting; g != nil && !g.UUID.IsZero() {
-			r.refuse(ev.ID, "the volume exists on server %v, in epoch %v; this server joins it by itself", p.id, g.State.Epoch)
-			return
-		}
+	if r.forgot == "" { // without InitStart: nobody else may create it from now on either
+		r.forgot = "init creates the volume"
 	}
-	r.forgot, r.hard.Forgot = "", ""
 	r.candidate(&candidate{kind: creating, alone: true, base: r.unborn(), command: ev.ID})
 }
 

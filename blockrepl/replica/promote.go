@@ -110,7 +110,9 @@ func (r *Replica) judgeWhenDone() {
 	case rep.Graceful:
 		r.askHandover(base)
 	default:
-		r.stand(base, r.g.ask.OldMasterDead)
+		// Asserted only where it is needed: where others' answers suffice, the lease
+		// that the old master may still read under is waited for.
+		r.stand(base, r.g.ask.OldMasterDead && rep.Needs != "")
 	}
 }
 

@@ -201,6 +201,8 @@ func (r *Replica) take(ev Event) {
 		r.resolve(ev)
 	case Resize:
 		r.resize(ev)
+	case InitStart:
+		r.initStart(ev)
 	case Init:
 		r.initialize(ev)
 	case Stop:
@@ -538,6 +540,8 @@ func (r *Replica) takeFailed(ev Event) {
 	case Resolve:
 		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
 	case Resize:
+		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
+	case InitStart:
 		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
 	case Init:
 		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})

@@ -22,6 +22,10 @@ func (r *Replica) tick() {
 // tickCandidate asks again: a promise may have been lost on its way.
 func (r *Replica) tickCandidate() {
 	c := r.c
+	if c.late(r.now) {
+		r.stepDown("the creation took too long")
+		return
+	}
 	if c.retry != 0 && r.now >= c.retry {
 		again := *c
 		again.pledges, again.own, again.retry = nil, false, 0
