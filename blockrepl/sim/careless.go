@@ -85,11 +85,11 @@ func (o *operator) answered(s *Sim, n *node, r *replica.Result) {
 	case why == "resolve":
 		s.marks.note(ntResolved)
 		s.truth.wild[rep.Epoch] = why
-		if !n.warned {
+		if !n.warned && s.prof.policy == wire.Suspend { // else a master may have said that n is out
 			s.keeps(n)
 		}
 		return
-	case why == "barred" || why != "" && rep.Needs != "":
+	case why == "barred" || why != "" && rep.Needs != "": // a flag that is not needed asserts nothing
 		s.truth.wild[rep.Epoch] = why
 	}
 	s.announced(n, rep, why)
@@ -129,9 +129,11 @@ func (s *Sim) common(n *node, l *line) record.Seq {
 // anyone who answered holds it.
 func (s *Sim) announced(n *node, rep *replica.PromoteReport, why string) {
 	lost := false
-	if why == "barred" && rep.Needs == "" {
-		s.marks.note(ntBarred) // what that loses was said by the warning
-		return
+	if why == "barred" {
+		s.marks.note(ntBarred)
+		if rep.Needs == "" {
+			return // what that loses was said by the warning
+		}
 	}
 	for _, l := range s.truth.lines {
 		if h := n.before(); len(h) > 0 && l.epoch.Less(h[len(h)-1].Epoch) {

@@ -21,6 +21,7 @@
 //	client   writes, reads, moves to another server and sends again (client.go)
 //	faults   what goes wrong, each by its name (faults.go)
 //	operator promotes, forgets, stops, by the rules that its commands name (operator.go)
+//	init     volumes that are created by command, from what an image holds (init.go)
 //	careless an operator who heeds no warning, and what may be lost by it (careless.go)
 //	line     one order of committed records; a second one forks off where the operator
 //	         gave something up (line.go)

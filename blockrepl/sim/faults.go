@@ -41,12 +41,13 @@ const (
 	fWildDead                // careless: promote --old-master-dead, whether it is or not
 	fWildForget              // careless: forget --force, and no heed of its warning
 	fResolve                 // resolve
+	fInit                    // init
 	faults
 )
 
 var faultNames = [faults]string{"crash", "power", "pause", "cut", "isolate", "one-way", "slow-disk", "sick-disk",
 	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move", "corrupt", "bare",
-	"accept-loss", "wild-dead", "wild-forget", "resolve"}
+	"accept-loss", "wild-dead", "wild-forget", "resolve", "init"}
 
 func (f fault) String() string { return faultNames[f] }
 
@@ -86,6 +87,7 @@ type profile struct {
 	corrupt, encode float64 // of frames: bits are flipped, really encoded
 	bare            float64 // of clients: without a token
 	careless        bool    // the operator does what loses writes
+	init            bool    // images hold something, and the operator creates the volume
 }
 
 func pick[T any](r *rand.Rand, list ...T) T { return list[r.IntN(len(list))] }
@@ -135,10 +137,13 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 	if p.careless {
 		p.drawCareless(r)
 	}
+	p.init = chance(r, 0.12)
 	for _, name := range opt.Off {
 		switch name {
 		case fCorrupt.String():
 			p.corrupt = 0
+		case fInit.String():
+			p.init = false
 		case fBare.String():
 			p.bare = 0
 		case fWildLoss.String(), fWildDead.String(), fWildForget.String(), fResolve.String():
@@ -304,6 +309,9 @@ func (s *Sim) undo(ev *event) {
 func (s *Sim) crash(n *node, power bool) {
 	if !n.up {
 		return
+	}
+	if n.filling != nil {
+		s.marks.note(ntInitCrash)
 	}
 	s.tell(n.i, "crashes (power %v), journal durable %v of %v", power, n.journal.durable.last.Seq, n.journal.os.last.Seq)
 	n.crashImage(power)

@@ -86,7 +86,7 @@ func (s *Sim) window(sector int) []porcupine.Operation {
 func (s *Sim) history(sector, most int) []porcupine.Operation {
 	var touching []*request
 	for _, q := range s.reqs[1:] {
-		if q.lo <= sector && sector < q.lo+q.n && q.kind != reqStale {
+		if q.lo <= sector && sector < q.lo+q.n && q.kind != reqStale && q.kind != 0 {
 			touching = append(touching, q)
 		}
 	}

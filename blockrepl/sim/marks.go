@@ -41,19 +41,23 @@ type Marks struct {
 type notable uint8
 
 const (
-	ntFork     notable = iota // two lines of committed records
-	ntLoss                    // committed records were given up by --accept-loss
-	ntDeadLie                 // committed records were given up by a wrong --old-master-dead
-	ntBarred                  // a server was promoted that must not be
-	ntSplit                   // status names split brain
-	ntResolved                // split brain was resolved
-	ntRefused                 // resolve was refused
-	ntAside                   // committed records of the line that is given up were set aside
+	ntFork        notable = iota // two lines of committed records
+	ntLoss                       // committed records were given up by --accept-loss
+	ntDeadLie                    // committed records were given up by a wrong --old-master-dead
+	ntBarred                     // a server was promoted that must not be
+	ntSplit                      // status names split brain
+	ntResolved                   // split brain was resolved
+	ntRefused                    // resolve was refused
+	ntAside                      // committed records of the line that is given up were set aside
+	ntInit                       // a volume was created by init
+	ntInitRefused                // init was refused
+	ntInitCrash                  // the server crashed in the middle of init
 	notables
 )
 
 var notableNames = [notables]string{"two lines", "accepted loss", "wrong old-master-dead", "promoted against the warning",
-	"split brain named", "split brain resolved", "resolve refused", "committed records set aside"}
+	"split brain named", "split brain resolved", "resolve refused", "committed records set aside",
+	"created by init", "init refused", "crash in init"}
 
 func (m *Marks) note(t notable) { m.things[t]++ }
 

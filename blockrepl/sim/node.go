@@ -43,6 +43,7 @@ type node struct {
 	app       applier
 	sync      syncing
 	copying   copying
+	filling   *filling // an init under way
 	cursors   [nodesMax]cursor
 	rounds    map[uint64][]uint64 // read rounds: requests
 	roundID   uint64
@@ -153,7 +154,7 @@ func (n *node) start() {
 	n.run++
 	n.up, n.paused, n.dead, n.scheduled, n.queued, n.tidy = true, false, false, false, false, false
 	n.in, n.app, n.sync, n.copying, n.cursors = inbox{}, applier{}, syncing{}, copying{}, [nodesMax]cursor{}
-	n.rash = false
+	n.rash, n.filling = false, nil
 	n.rounds, n.stops = map[uint64][]uint64{}, map[uint64]bool{}
 	n.eff = replica.Effects{}
 	n.mark = n.markFile
@@ -161,6 +162,9 @@ func (n *node) start() {
 	saved := n.journal.saved()
 	saved.Free = n.s.prof.free
 	saved.Forgot = n.markFile.forgot(&saved, &n.journal)
+	if saved.Hard.State.Epoch.IsZero() && n.image.val != [sectorsMax]uint64{} && saved.Forgot == "" {
+		saved.Forgot = "the image has content, and the journal knows nothing of it"
+	}
 	n.rep = replica.New(n.config(), saved, n.now())
 	at := saved.Hard.Checkpoint
 	if m := saved.Hard.Resync; m != nil {

@@ -29,6 +29,7 @@ type operator struct {
 	until   int64  // no --old-master-dead before: a stop may have asked a slave to take over
 	said    [nodesMax]said
 	tried   [nodesMax]int     // promotions in the calm
+	creator *node             // where the volume is created, when by command
 	wild    map[uint64]string // commands of a careless operator, and why
 }
 
@@ -214,6 +215,9 @@ func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 		}
 	}
 	o.answered(s, n, r)
+	if n.filling != nil && r.ID == n.filling.id {
+		s.initialized(n, r.Err)
+	}
 	if r.ID == o.promote {
 		o.ended(s)
 	}
@@ -249,6 +253,13 @@ func (o *operator) crashed(n *node) {
 // act looks at status in the calm and does what it has been saying for a while.
 func (o *operator) act(s *Sim) {
 	s.at(int64(operatorLook), event{what: evOperator})
+	for _, n := range s.nodes { // whoever can be repaired is not to be forgotten
+		if n.up && n.rep.View(n.now()).State == replica.FailedHere {
+			s.crash(n, false)
+			s.at(0, event{what: evStart, n: n.i})
+			return
+		}
+	}
 	for _, n := range s.nodes {
 		if !n.up {
 			continue
@@ -272,11 +283,6 @@ func (o *operator) act(s *Sim) {
 func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 	s.tell(n.i, "status: %v, %s; next: %s", v.State, v.Reason, v.Next)
 	o.next++
-	if v.State == replica.FailedHere {
-		s.crash(n, false)
-		s.at(0, event{what: evStart, n: n.i})
-		return
-	}
 	_, command, ok := strings.Cut(v.Next, "blockrepl ")
 	if !ok {
 		return

@@ -41,6 +41,8 @@ const (
 	evCalm                     // faults stop
 	evUsurp                    // node n is promoted behind the master's back
 	evCrash                    // node n crashes
+	evInit                     // the operator creates the volume at node n
+	evFill                     // node n's init goes on
 )
 
 // event is one entry of the heap. n, p, a, b and msg depend on what.
@@ -162,12 +164,19 @@ func New(seed uint64, opt Options) *Sim {
 		s.nodes = append(s.nodes, newNode(s, i))
 	}
 	for _, n := range s.nodes {
-		s.at(s.dice.node.Int64N(int64(5*time.Millisecond)), event{what: evStart, n: n.i})
+		d := s.dice.node.Int64N(int64(5 * time.Millisecond))
+		if s.prof.init {
+			d += s.dice.bits.Int64N(int64(3 * peerTimeout))
+		}
+		s.at(d, event{what: evStart, n: n.i})
 		for _, m := range s.nodes {
 			if n.i != m.i {
 				s.at(s.dice.net.Int64N(int64(5*time.Millisecond)), event{what: evDial, n: n.i, p: m.i})
 			}
 		}
+	}
+	if s.prof.init {
+		s.seedImages()
 	}
 	for i := range s.prof.clients {
 		s.addClient(i)
@@ -259,7 +268,7 @@ func (s *Sim) pop() event {
 func (s *Sim) dispatch(ev *event) {
 	var n *node
 	switch ev.what {
-	case evClient, evFault, evUndo, evOperator, evCalm, evLost, evReply:
+	case evClient, evFault, evUndo, evOperator, evCalm, evLost, evReply, evInit:
 	default:
 		n = s.nodes[ev.n]
 		if ev.run != 0 && (ev.run != n.run || !n.up) {
@@ -320,6 +329,10 @@ func (s *Sim) dispatch(ev *event) {
 		s.becalm()
 	case evUsurp:
 		s.oper.usurped(s, n)
+	case evInit:
+		s.oper.ordered(s)
+	case evFill:
+		n.fill()
 	case evCrash:
 		if !s.calm && s.now >= s.quiet {
 			s.inflict(fCrash, n)
