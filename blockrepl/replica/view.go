@@ -123,6 +123,9 @@ func (r *Replica) condition() (Condition, string, string) {
 		return Diverged, r.forgot, "blockrepl init " + name
 	case r.forgot != "" && len(r.members()) == 1:
 		return Diverged, r.forgot, "put the right data back and restart; or take what is here for the whole: blockrepl promote " + name + " --accept-loss"
+	case r.forgot != "" && r.hard.Resync == nil && len(r.hard.State.InSync) == 1 && inSync(&r.hard.State, r.cfg.Self):
+		return Diverged, r.forgot + "; nobody else is in sync",
+			"give it back what it lost; or, to go on without that: blockrepl promote " + name + " --accept-loss"
 	case r.forgot != "" && r.hard.Resync == nil && r.hard.State.Master == r.cfg.Self:
 		return Diverged, r.forgot, "on another server that is in sync: blockrepl promote " + name
 	case r.forgot != "" && r.hard.Resync == nil:
