@@ -339,7 +339,7 @@ func (s *Sim) loseData(f fault, n *node) {
 		return
 	}
 	hurt := func(m *node) bool { return m.damaged }
-	blackout := f == fLoseTail && r.IntN(2) == 0 && !slices.ContainsFunc(s.nodes, hurt)
+	blackout := f == fLoseTail && r.IntN(2) == 0 && !slices.ContainsFunc(s.nodes, hurt) && !slices.ContainsFunc(s.nodes, (*node).noting)
 	if blackout {
 		// All lose power, and one disk what it had called durable. Whoever could
 		// remember it has forgotten; the longest journal end is taken all the same,
@@ -391,6 +391,13 @@ func (s *Sim) loseData(f fault, n *node) {
 		}
 	}
 	s.at(exp(r, peerTimeout), event{what: evStart, n: n.i})
+}
+
+// noting reports whether n is writing a state down: who is in sync would be another
+// question after a power cut.
+func (n *node) noting() bool {
+	os, durable := &n.journal.os.hard, &n.journal.durable.hard
+	return os.Proposed != nil || os.State.Epoch != durable.State.Epoch || os.State.Number != durable.State.Number
 }
 
 // sound reports whether all but n run and everyone hears everyone.
