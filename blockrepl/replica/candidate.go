@@ -17,6 +17,7 @@ type candidate struct {
 	own     bool       // our own promise is durable
 	pledges []pledge   // ascending by server
 	exclude []record.ServerID
+	forced  bool           // some were excluded by force: nobody else needs to be asked
 	command uint64         // the Promote or Resolve to answer
 	report  *PromoteReport // of the Promote
 
@@ -446,9 +447,10 @@ func (r *Replica) restartSet() []wire.Member {
 		}
 	}
 	// Where everyone promised there is nobody left to ask, even if some have
-	// forgotten.
+	// forgotten. One that was excluded because it has forgotten may have been master
+	// since: the others are asked all the same.
 	all := len(c.pledges) == len(r.peers)
-	if pledged < majority(len(c.base.Members)) && !all && !mutated("restart without promises") && !c.base.Forced && len(c.exclude) == 0 {
+	if pledged < majority(len(c.base.Members)) && !all && !mutated("restart without promises") && !c.base.Forced && !c.forced {
 		return nil
 	}
 	return set

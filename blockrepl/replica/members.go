@@ -191,6 +191,7 @@ func (r *Replica) forget(ev Forget) {
 			return
 		}
 		r.c.exclude = append(r.c.exclude, ev.Server)
+		r.c.forced = r.c.forced || ev.Force
 		r.result(Result{ID: ev.ID, Note: warnPromoted(ev.Server)})
 		return
 	}
