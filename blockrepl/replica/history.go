@@ -18,8 +18,11 @@ import (
 // number of it is known to be common: it is not believed, or resynced.
 
 // shortened reports whether older lines of h are gone. The first epoch of a volume
-// begins with record 1.
-func shortened(h []wire.EpochStart) bool { return len(h) > 0 && h[0].First.Seq > 1 }
+// begins with record 1, and is built on no state; another one may begin with record
+// 1, too, when nothing of those before was kept.
+func shortened(h []wire.EpochStart) bool {
+	return len(h) > 0 && (h[0].First.Seq > 1 || h[0].BaseNumber > 0)
+}
 
 // beforeAll reports whether e is older than every line of a shortened history.
 func beforeAll(h []wire.EpochStart, e record.Epoch) bool {

@@ -224,6 +224,9 @@ func (r *Replica) candidateCondition(name string) (Condition, string, string) {
 	if len(silent) == 0 && !r.c.tail.IsZero() {
 		return Suspended, fmt.Sprintf("epoch %v begins when the records after number %d have come from %v", r.c.epoch, r.last.Seq, r.c.tail), ""
 	}
+	if r.c.kind == promoting && r.now < r.c.wait {
+		return Suspended, fmt.Sprintf("taking epoch %v when the lease has ended that the old master may still read under", r.c.epoch), ""
+	}
 	if len(silent) == 0 {
 		if r.c.kind != restarting || r.now < r.c.wait {
 			return Suspended, "taking epoch " + r.c.epoch.String(), ""
@@ -252,7 +255,12 @@ func (r *Replica) slaveCondition(name string) (Condition, string, string) {
 	if !r.s.joined || p == nil || p.state == Down {
 		why := "no master"
 		if p != nil {
-			why = fmt.Sprintf("no master: %v is %v, %s", p.id, p.state, p.reason)
+			why = fmt.Sprintf("no master: %v is %v", p.id, p.state)
+			if p.reason != "" {
+				why += ", " + p.reason
+			}
+		} else {
+			return Suspended, why, "take over here: blockrepl promote " + name
 		}
 		return Suspended, why, fmt.Sprintf("start %v, or take over here: blockrepl promote %s", r.hard.State.Master, name)
 	}
