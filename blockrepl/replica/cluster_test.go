@@ -19,6 +19,8 @@ type cluster struct {
 	session uint64
 	// mangle gives what arrives instead of a message; nil: the message.
 	mangle func(to record.ServerID, m wire.Message) []wire.Message
+	// show is told what each step wants done; nil: nobody looks.
+	show func(n *node, e *Effects)
 }
 
 type node struct {
@@ -162,6 +164,9 @@ func (c *cluster) pass(d time.Duration) {
 func (n *node) step(ev Event) {
 	var e Effects
 	n.r.Step(n.c.now, ev, &e)
+	if n.c.show != nil {
+		n.c.show(n, &e)
+	}
 	n.carryOut(&e)
 }
 
