@@ -158,7 +158,7 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 // away that do so by themselves: how much a disk may lose unnoticed is reckoned for
 // an operator who keeps the rules.
 func (p *profile) drawCareless(r *rand.Rand) {
-	for _, f := range []fault{fReplace, fOldCopy, fLoseTail} {
+	for _, f := range []fault{fOldCopy, fLoseTail} {
 		p.total -= p.weight[f]
 		p.weight[f] = 0
 	}

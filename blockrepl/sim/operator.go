@@ -179,6 +179,9 @@ func (o *operator) forget(s *Sim, n *node, wild bool) {
 		// Its words: m will not be promoted. So n must be the newest master, and no
 		// promotion may be under way.
 		st, _ := s.newest()
+		if n.damaged && !wild {
+			return // nor would one whose disk was just restored leave out who could tell
+		}
 		if !wild && (o.promote != 0 || s.now < o.until || st.Master != n.id) {
 			return
 		}
