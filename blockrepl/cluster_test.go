@@ -147,7 +147,7 @@ func (c *cluster) stop(i int, handover bool) {
 	}
 }
 
-func (c *cluster) vol(i int) *Volume { return c.servers[i].Volume("vol0") }
+func (c *cluster) vol(i int) *Volume { return c.servers[i].Volume(c.volume.Name) }
 
 func (c *cluster) status(i int) VolumeStatus {
 	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)

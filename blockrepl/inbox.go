@@ -2,8 +2,10 @@ package blockrepl
 
 import (
 	"sync"
+	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -13,7 +15,7 @@ import (
 // Goes to: the volume's loop, which takes everything that waits at once.
 //
 // Bounds: operations by opsBytesMax, reads by readsMax, peers' messages by
-// inboxBytesMax (each where it is posted, by waiting); what disk goroutines say
+// inboxBytesMax (each where it is posted, by waiting, or by dropping); what disk goroutines say
 // is one number each; the rest is a few events a link, client or command.
 type inbox struct {
 	wake chan struct{} // capacity 1: something was posted
@@ -26,6 +28,10 @@ type inbox struct {
 	// gen counts the resets of the journal: what applier and checkpointer did
 	// before the last one speaks of another journal and is dropped.
 	gen uint64
+	// rounds counts what the loop took; stuck: it has not for inboxPatience while
+	// there was no room.
+	rounds uint64
+	stuck  bool
 }
 
 // tidings is one round's worth.
@@ -64,6 +70,8 @@ func (in *inbox) take() *tidings {
 	clear(t.reads)
 	clear(t.calls)
 	*t = tidings{events: t.events[:0], ops: t.ops[:0], reads: t.reads[:0], calls: t.calls[:0]}
+	in.rounds++
+	in.stuck = false
 	if in.spare.recv > 0 {
 		in.room.Broadcast()
 	}
@@ -91,18 +99,38 @@ func (in *inbox) postIf(gen uint64, ev replica.Event) {
 	in.notify()
 }
 
-// receive adds a peer's message of n bytes; it waits while too much is held.
+// receive adds a peer's message of n bytes. While too much is held it waits, so that
+// the peer is slowed down, but not for a loop that hangs: other volumes' messages
+// come behind it over the same link. Then records of the stream are dropped, which
+// a slave asks for again; the rest is bounded by those who sent it.
 func (in *inbox) receive(ev replica.Received, n int) {
 	in.mu.Lock()
-	for in.now.recv > inboxBytesMax && !in.closed {
-		in.room.Wait()
+	defer in.notify()
+	defer in.mu.Unlock()
+	for in.now.recv > inboxBytesMax && !in.closed && !in.stuck {
+		in.awaitRoomLocked()
 	}
-	if !in.closed {
-		in.now.events = append(in.now.events, ev)
-		in.now.recv += int64(n)
+	if _, records := ev.Msg.(*wire.Append); in.closed || records && in.now.recv > inboxBytesMax {
+		return
 	}
-	in.mu.Unlock()
-	in.notify()
+	in.now.events = append(in.now.events, ev)
+	in.now.recv += int64(n)
+}
+
+// awaitRoomLocked waits until the loop has taken what is there, or has not for
+// inboxPatience.
+func (in *inbox) awaitRoomLocked() {
+	rounds := in.rounds
+	late := time.AfterFunc(inboxPatience, func() {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		if in.rounds == rounds {
+			in.stuck = true
+			in.room.Broadcast()
+		}
+	})
+	in.room.Wait()
+	late.Stop()
 }
 
 // submit adds a client's operation; false after close.

@@ -21,8 +21,11 @@ const (
 	// the image is a prefix.
 	staleAgain = 50 * time.Millisecond
 	// inboxBytesMax bounds what a volume holds of peers' messages, in bytes, that
-	// it has not looked at yet. Beyond it the link is not read further.
+	// it has not looked at yet. Beyond it the link is not read further; when the
+	// volume's loop takes nothing for inboxPatience, records of the stream are
+	// dropped instead.
 	inboxBytesMax = 64 << 20
+	inboxPatience = 500 * time.Millisecond
 	// storesMax bounds the journal batches under way. Beyond it the volume's loop
 	// waits for the disk.
 	storesMax = 512

@@ -1,0 +1,82 @@
+package blockrepl
+
+import (
+	"sync"
+	"testing"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+)
+
+func TestFullInboxOfAHungLoopDropsRecordsOnly(t *testing.T) {
+	in := newInbox()
+	receive := func(m wire.Message, n int) { in.receive(replica.Received{Msg: m}, n) }
+	receive(&wire.Append{}, inboxBytesMax+1)
+	receive(&wire.Heartbeat{}, 0)
+	receive(&wire.Append{}, 1)
+	receive(&wire.Forward{}, 1)
+	if got := len(in.take().events); got != 3 {
+		t.Errorf("the loop finds %d messages, want all but the second Append", got)
+	}
+	receive(&wire.Append{}, 1)
+	if got := len(in.take().events); got != 1 {
+		t.Errorf("the loop finds %d messages after it woke, want 1", got)
+	}
+}
+
+// two adds a second volume to the cluster.
+func (c *cluster) two() {
+	change := c.change
+	c.change = func(o *Options) {
+		second := c.volume
+		second.Name = "vol1"
+		o.Volumes = append(o.Volumes, second)
+		if change != nil {
+			change(o)
+		}
+	}
+}
+
+func (c *cluster) connectTo(i int, volume string) *testConn {
+	c.t.Helper()
+	first := c.volume.Name
+	c.volume.Name = volume
+	defer func() { c.volume.Name = first }()
+	return c.connect(i, "client")
+}
+
+// A volume whose loop hung stopped all others on the same link, once its inbox was
+// full.
+func TestHungVolumeLeavesTheOthersTheLink(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.two()
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	r := seeded(t)
+	one := noise(r, 4096)
+	first, second := c.connectTo(0, "vol0"), c.connectTo(0, "vol1")
+	first.write(0, one)
+	second.write(0, one)
+	hang := make(chan struct{})
+	wake := sync.OnceFunc(func() { close(hang) })
+	t.Cleanup(wake)
+	in := c.vol(1).in
+	in.call(func() {
+		in.mu.Lock()
+		in.now.recv = inboxBytesMax + 1
+		in.mu.Unlock()
+		<-hang
+	})
+	done := make(chan error, 1)
+	go func() { done <- first.change(OpWrite, 4096, one, 0) }()
+	for i := range int64(20) {
+		second.write(i*4096, one)
+	}
+	wake()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	c.awaitHealthy(0, 1)
+	first.write(8192, one)
+	c.equalImages(0, 1)
+}
