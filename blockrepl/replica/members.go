@@ -65,12 +65,31 @@ func (r *Replica) propose(st wire.State, command uint64, shrink bool) {
 	hard := r.hardCopy()
 	hard.Proposed = &st
 	r.hard.Proposed = &st
-	r.store(Store{Hard: hard}, func() { r.noted(st.Epoch, st.Number, r.cfg.Self) })
+	r.store(Store{Hard: hard}, func() {
+		r.noted(st.Epoch, st.Number, r.cfg.Self)
+		if r.m != nil && r.m.change == c && !c.grow.ID.IsZero() {
+			r.tellChange(c)
+		}
+	})
+	if c.grow.ID.IsZero() {
+		r.tellChange(c)
+	}
+}
+
+// tellChange lets the others note a proposal. A grow is durable here first: whoever
+// notes it may help to promote the server that it admits, and this one must not
+// begin alone after a restart because its own disk knows only the smaller set.
+func (r *Replica) tellChange(c *change) {
 	for _, p := range r.peers {
-		if p.id != c.grow.ID && (p.joined || inSync(&st, p.id)) {
-			r.send(p, &wire.StateUpdate{State: st})
+		if p.id != c.grow.ID && (p.joined || inSync(&c.state, p.id)) {
+			r.send(p, &wire.StateUpdate{State: c.state})
 		}
 	}
+}
+
+// tellable reports whether others may know of the pending change already.
+func (r *Replica) tellable(c *change) bool {
+	return c.grow.ID.IsZero() || contains(c.noted, r.cfg.Self)
 }
 
 // onStateUpdate notes a change decided by the epoch's master.

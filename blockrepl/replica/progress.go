@@ -175,7 +175,7 @@ func (r *Replica) onJoined(p *peer, j *wire.Joined) {
 	if p.state0 != r.hard.State.Number {
 		r.send(p, &wire.StateUpdate{State: r.hard.State}) // it changed since the Join
 	}
-	if c := r.m.change; c != nil && p.id != c.grow.ID {
+	if c := r.m.change; c != nil && p.id != c.grow.ID && r.tellable(c) {
 		r.send(p, &wire.StateUpdate{State: c.state}) // the link before may have lost it, or its answer
 	}
 	r.progressed(p)
