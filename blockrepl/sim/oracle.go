@@ -104,7 +104,10 @@ func (t *truth) commit(n *node, from, c record.Seq) {
 			}
 			continue
 		}
-		if l := t.holding(n, q, rec.Sum); l != nil {
+		// A line that a later mastership began may hold this record, too, and it alone,
+		// while nobody knew whether it was committed. This master, asleep when its death
+		// was asserted, is not of that line.
+		if l := t.holding(n, q, rec.Sum); l != nil && !n.rep.Epoch().Less(l.led) {
 			n.line = l
 			continue
 		}
