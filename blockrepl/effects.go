@@ -14,7 +14,7 @@ func (v *Volume) carryOut(e *replica.Effects) {
 		v.store(&e.Stores[i])
 	}
 	for _, c := range e.CloseLinks {
-		v.s.links.close(c.Peer, c.Session, v.name+": "+c.Reason)
+		v.s.links.close(v, c.Peer, c.Session, v.name+": "+c.Reason)
 	}
 	for i := range e.Sends {
 		m := &e.Sends[i]

@@ -80,3 +80,30 @@ func TestHungVolumeLeavesTheOthersTheLink(t *testing.T) {
 	first.write(8192, one)
 	c.equalImages(0, 1)
 }
+
+// A volume that could not go on with another server closed their link every two
+// seconds, for all volumes and for ever.
+func TestVolumeThatClosesTheLinkAgainAndAgainWaits(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.two()
+	c.start(0, 1)
+	second := c.connectTo(0, "vol1")
+	for range 3 {
+		c.awaitHealthy(0, 1)
+		p := c.servers[0].links.peers[mustID("b")]
+		l := p.cur.Load()
+		c.vol(0).s.links.close(c.vol(0), p.id, l.session, "test")
+		<-l.done
+	}
+	second.write(0, []byte("goes on"))
+	p := c.servers[0].links.peers[mustID("b")]
+	now := c.servers[0].opt.Clock()
+	if d := p.holdBack(c.servers[0].Volume("vol1"), now); d != 0 {
+		t.Errorf("the other volume waits %v", d)
+	}
+	if d := p.holdBack(c.vol(0), now); d != 2*holdBackMin {
+		t.Errorf("it waits %v, want %v", d, 2*holdBackMin)
+	}
+	c.awaitHealthy(0, 1) // in the end
+	c.connect(0, "client").write(0, []byte("goes on, too"))
+}

@@ -72,6 +72,12 @@ const (
 	// handshakesMax bounds the links that are being accepted; further
 	// connections wait in the kernel's queue.
 	handshakesMax = 32
+	// holdBackMin and holdBackMax bound how long a volume that closed the link to a
+	// server more than once does not use a new one; it doubles from one to the other,
+	// and begins anew after blameForgotten.
+	holdBackMin    = time.Second
+	holdBackMax    = time.Minute
+	blameForgotten = 5 * time.Minute
 	// swapQuiet is how long it is not told again that another data directory answers
 	// under a server's id.
 	swapQuiet = time.Minute

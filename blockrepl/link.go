@@ -79,11 +79,16 @@ func (l *link) leave() {
 func (l *link) run() {
 	volumes := l.links.s.volumes
 	l.log("link up", "addr", l.conn.RemoteAddr().String(), "incarnation", l.inc.String())
-	for _, v := range volumes {
-		v.in.post(replica.LinkUp{Peer: l.peer.id, Session: l.session, Incarnation: l.inc})
-	}
 	var others sync.WaitGroup
 	quit := make(chan struct{})
+	for _, v := range volumes {
+		d := l.peer.holdBack(v, l.links.s.opt.Clock())
+		if d > 0 {
+			others.Go(func() { l.upLater(v, d, quit) })
+			continue
+		}
+		v.in.post(replica.LinkUp{Peer: l.peer.id, Session: l.session, Incarnation: l.inc})
+	}
 	others.Go(func() {
 		defer close(l.written)
 		l.runWriter()
@@ -98,6 +103,21 @@ func (l *link) run() {
 	}
 	l.peer.cur.CompareAndSwap(l, nil)
 	close(l.done)
+}
+
+// upLater lets a volume use the link that has closed several before. What the other
+// side said to it meanwhile was dropped, so it is asked to begin anew.
+func (l *link) upLater(v *Volume, d time.Duration, quit chan struct{}) {
+	v.logr.Warn("volume closed the link again and again; it waits before it uses the new one", "peer", l.peer.id.String(), "wait", d)
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-quit:
+		return
+	case <-t.C:
+	}
+	v.in.post(replica.LinkUp{Peer: l.peer.id, Session: l.session, Incarnation: l.inc})
+	l.out.control(v.tag, &wire.Query{})
 }
 
 // Read notes when the peer was heard. It is wire.Reader's source.

@@ -46,6 +46,7 @@ type peerLink struct {
 	// told: two servers that take turns are not told each time.
 	inc    record.Incarnation
 	swapAt replica.Time
+	blamed map[*Volume]blamed
 }
 
 func newLinks(s *Server) *links {
@@ -147,10 +148,44 @@ func (ls *links) whenAlone(ctx context.Context, f func()) {
 	}
 }
 
-func (ls *links) close(to record.ServerID, session uint64, reason string) {
+// close ends a link because volume v cannot go on over it. All volumes lose it for a
+// moment; one that does so again and again uses a new link later each time.
+func (ls *links) close(v *Volume, to record.ServerID, session uint64, reason string) {
 	if l := ls.link(to, session); l != nil {
+		l.peer.blame(v, ls.s.opt.Clock())
 		l.close(reason)
 	}
+}
+
+// blamed is how often a volume had to close the link to a server.
+type blamed struct {
+	times int
+	at    replica.Time // the last time
+}
+
+func (p *peerLink) blame(v *Volume, now replica.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.blamed == nil {
+		p.blamed = map[*Volume]blamed{}
+	}
+	b := p.blamed[v]
+	if now.Sub(b.at) > blameForgotten {
+		b.times = 0
+	}
+	p.blamed[v] = blamed{b.times + 1, now}
+}
+
+// holdBack is how long v does not use a new link. Two servers' only volume harms
+// nobody else.
+func (p *peerLink) holdBack(v *Volume, now replica.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := p.blamed[v]
+	if b.times <= 1 || len(v.s.volumes) == 1 || now.Sub(b.at) > blameForgotten {
+		return 0
+	}
+	return min(holdBackMin<<min(b.times-2, 16), holdBackMax)
 }
 
 // link gives the present link if it is the session's.

@@ -105,7 +105,7 @@ func (s *syncer) failed(c *copying, err error) {
 		return
 	}
 	s.v.logr.Warn("resync interrupted", "from", c.order.To.String(), "err", err)
-	s.v.s.links.close(c.order.To, c.order.Session, "resync: "+err.Error())
+	s.v.s.links.close(s.v, c.order.To, c.order.Session, "resync: "+err.Error())
 }
 
 func (s *syncer) stop() {
