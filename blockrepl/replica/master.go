@@ -240,6 +240,9 @@ func (r *Replica) greetedMaster(p *peer, g *wire.Greeting) {
 		r.fenced(p, g.Promised)
 		return
 	}
+	if g.Forgot && p.joined { // it learned that after it had joined
+		p.joined, p.admitting, p.lease = false, false, 0
+	}
 	// While a Join is under way its answer is waited for: a second one would draw a
 	// line below forwards of the first that are not numbered yet.
 	r.join(p)

@@ -302,7 +302,10 @@ func (r *Replica) lacks(g *wire.Greeting) bool {
 		return false // an old copy: what was lost since is not known any more
 	}
 	for i := range r.hard.History {
-		if h := &r.hard.History[i]; h.Loss && g.Following.Less(h.Epoch) {
+		// Which records an epoch of another server began without was for that server to know.
+		h := &r.hard.History[i]
+		given := h.Loss || h.First.Seq <= g.Committed && h.Epoch.Server != r.cfg.Self
+		if given && g.Following.Less(h.Epoch) {
 			return false
 		}
 	}
@@ -334,6 +337,12 @@ func (r *Replica) forgets(why string) {
 	r.warn("this server lost records that it had acknowledged; it must be resynced", "reason", why)
 	if r.role != wire.RoleSlave {
 		r.stepDown("its own past is not believed")
+		return
+	}
+	if p := r.peer(r.s.master); p != nil && r.s.joined {
+		// A greeting that was under way since before the Join tells it now.
+		r.leaveMaster()
+		r.send(p, r.greeting())
 	}
 }
 
@@ -354,9 +363,14 @@ func (r *Replica) amnesia(g *wire.Greeting, id record.ServerID) string {
 	if mutated("believe another incarnation") || mutated("believe a server that forgot") {
 		return ""
 	}
-	if g.Forgot {
-		return "its own marks say that it held more"
+	if why := r.contradicts(g, id); why != "" || !g.Forgot {
+		return why
 	}
+	return "its own marks say that it held more"
+}
+
+// contradicts says where a greeting differs from what we remember of a peer, or "".
+func (r *Replica) contradicts(g *wire.Greeting, id record.ServerID) string {
 	p := r.peer(id)
 	if p == nil || p.known == nil {
 		return ""

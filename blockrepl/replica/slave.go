@@ -63,9 +63,12 @@ func (r *Replica) onJoin(p *peer, j *wire.Join) {
 		if p.session != session || r.last != last || r.joinRefusal(p, j) != "" {
 			return
 		}
+		why := r.forgot
 		if (!ok || pos.Sum != j.Match.Sum) && j.Match.Seq+1 != r.first {
-			r.send(p, &wire.Joined{Epoch: j.Epoch, OK: true, Resync: true, Last: r.last,
-				Reason: fmt.Sprintf("its record %d has another sum", j.Match.Seq)})
+			why = fmt.Sprintf("its record %d has another sum", j.Match.Seq)
+		}
+		if why != "" {
+			r.send(p, &wire.Joined{Epoch: j.Epoch, OK: true, Resync: true, Last: r.last, Reason: why})
 			return
 		}
 		r.follow(p, r.keeping(j), nil)
@@ -188,6 +191,10 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 	r.storing[len(r.storing)-1].seq = j.Match.Seq
 	r.storing[len(r.storing)-1].act = func() {
 		if p.session != session || r.hard.Following != j.Epoch {
+			return
+		}
+		if r.forgot != "" {
+			r.send(p, &wire.Joined{Epoch: j.Epoch, OK: true, Resync: true, Last: r.last, Reason: r.forgot})
 			return
 		}
 		r.send(p, &wire.Joined{Epoch: j.Epoch, OK: true, Last: j.Match})
@@ -346,8 +353,8 @@ func (r *Replica) onHeartbeat(p *peer, h *wire.Heartbeat) {
 	if r.role != wire.RoleSlave || r.s.master != p.id || h.Epoch != r.hard.Following || h.Epoch != r.hard.Promised || a == nil {
 		switch {
 		case h.Epoch.IsZero():
-		case r.hard.Following != h.Epoch && r.hard.Promised != h.Epoch:
-			r.send(p, r.greeting())
+		case r.hard.Following != h.Epoch && r.hard.Promised != h.Epoch, h.Epoch.Less(r.hard.Promised), r.forgot != "":
+			r.send(p, r.greeting()) // a master without writes under way hears it, too
 		default: // alive, but not joined: a server that says nothing would be taken for dead and never be joined
 			r.send(p, &wire.HeartbeatAck{Ack: wire.Ack{Epoch: h.Epoch, Incarnation: r.cfg.Incarnation}, SentAt: h.SentAt})
 		}

@@ -1,0 +1,86 @@
+package replica
+
+import (
+	"testing"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+)
+
+// A slave that had promised a later epoch told its master so only when a record
+// came. Without writes under way the master took it for a healthy member, and the
+// changes of the set that it ordered were never noted.
+func TestMasterWithoutWritesHearsOfAPromise(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	c.unlink(a, b)
+	c.run()
+	b.step(Promote{ID: 1})
+	c.run()
+	c.pass(700 * time.Millisecond)
+	if p := c.node("c").r.hard.Promised; p.Server != b.id {
+		t.Fatalf("c has promised %v; want an epoch of b", p)
+	}
+	c.kill("b")
+	c.pass(5 * time.Second)
+	if e := a.r.hard.Promised; e.Counter < 3 {
+		t.Fatalf("a goes on in epoch %v, which c has fenced", e)
+	}
+	c.start("b")
+	c.pass(5 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+}
+
+// A slave learned that it had lost records only after it had joined: a greeting
+// came late. Its master never heard of it, and went on to call it in sync.
+func TestSlaveThatLearnsLateThatItForgotIsResynced(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+	c.pass(time.Second)
+	g := b.r.greeting()
+	g.Committed = s.r.last.Seq + 1
+	s.step(Received{b.id, s.links[b.id], g})
+	c.run()
+	s.want(Diverged)
+	c.pass(time.Second)
+	a.want(Suspended)
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: s.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget a server that lost records: %+v", res)
+	}
+	c.pass(5 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+	if s.base.Seq == 0 {
+		t.Fatal("c is in sync again and was not resynced")
+	}
+}
+
+// What a later mastership of another server began without is no loss of this one's
+// journal.
+func TestRecordsThatAnotherMasterGaveUpAreNotForgotten(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	g := a.r.greeting()
+	c.kill("a")
+	c.pass(3 * time.Second)
+	if res := b.command(func(n uint64) Event { return Promote{ID: n} }); res == nil || res.Err != nil {
+		t.Fatalf("promote b: %+v", res)
+	}
+	c.start("a")
+	g.Committed = s.r.last.Seq + 1
+	s.step(Received{a.id, s.links[a.id], g})
+	c.run()
+	if s.r.forgot != "" {
+		t.Fatalf("c: %s", s.r.forgot)
+	}
+}
