@@ -485,10 +485,11 @@ func (s *Sim) member(n *node) bool {
 	return in(st) && (proposed == nil || in(proposed)) && !n.damaged
 }
 
-// spare reports whether another server holds all that n has acknowledged.
+// spare reports whether another server holds all that n has acknowledged, and knows
+// that it does: where only n's disk said that it admitted m, nobody is left to tell.
 func (s *Sim) spare(n *node) bool {
 	for _, m := range s.nodes {
-		if m != n && s.member(m) && m.up && !m.dead && !m.sickDisk {
+		if m != n && s.member(m) && m.up && !m.dead && !m.sickDisk && inState(&m.journal.durable.hard.State, m.id) {
 			return true
 		}
 	}
