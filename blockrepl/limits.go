@@ -84,7 +84,7 @@ const (
 	// backoffMin and backoffMax bound the wait before a link is tried again; the
 	// wait doubles from one to the other and is drawn between its half and itself.
 	backoffMin = 50 * time.Millisecond
-	backoffMax = 2 * time.Second
+	backoffMax = 500 * time.Millisecond
 	// backoffCalm is how long a link must have lived for the wait to begin anew
 	// at backoffMin; one that is opened and closed again and again backs off too.
 	backoffCalm = 10 * time.Second

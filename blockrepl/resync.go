@@ -49,8 +49,9 @@ type copying struct {
 
 	// The walk: windows under way, ascending by offset.
 	windows []*window
-	ask     int64 // where the next window begins
-	unsaved int64 // bytes copied since the last fsync
+	ask     int64  // where the next window begins
+	unsaved int64  // bytes copied since the last fsync
+	plain   []byte // scratch: one answer's data, decompressed
 }
 
 // window is one query under way.
@@ -239,9 +240,14 @@ func (s *syncer) take(c *copying, m *wire.ExtentData) error {
 		return fmt.Errorf("answer %d covers %d bytes at %d, asked were %d at %d", m.ID, m.Length, m.Offset, w.len, w.off)
 	}
 	changes := make([]image.Change, 0, len(m.Chunks))
+	if c.plain == nil {
+		c.plain = make([]byte, 0, resyncWindow)
+	}
+	c.plain = c.plain[:0]
 	for i := range m.Chunks {
-		ch, err := changeOf(&m.Chunks[i], w.off, w.len)
-		if err != nil {
+		var ch image.Change
+		var err error
+		if ch, c.plain, err = changeOf(&m.Chunks[i], w.off, w.len, c.plain); err != nil {
 			return fmt.Errorf("answer %d: %w", m.ID, err)
 		}
 		changes = append(changes, ch)
@@ -260,22 +266,26 @@ func (s *syncer) take(c *copying, m *wire.ExtentData) error {
 	return nil
 }
 
-// changeOf checks a chunk and makes it a change of the image.
-func changeOf(k *wire.Chunk, off, n int64) (image.Change, error) {
+// changeOf checks a chunk and makes it a change of the image. Its data is that of the
+// chunk, or lies behind plain, which is given back; a growing plain leaves earlier data
+// where it is.
+func changeOf(k *wire.Chunk, off, n int64, plain []byte) (image.Change, []byte, error) {
 	if k.Length <= 0 || k.Length > n || k.Offset < off || k.Offset > off+n-k.Length {
-		return image.Change{}, fmt.Errorf("chunk of %d bytes at %d is not within %d bytes at %d", k.Length, k.Offset, n, off)
+		return image.Change{}, plain, fmt.Errorf("chunk of %d bytes at %d is not within %d bytes at %d", k.Length, k.Offset, n, off)
 	}
 	if k.Zero {
-		return image.Change{Kind: record.KindTrim, Off: k.Offset, Len: k.Length}, nil
+		return image.Change{Kind: record.KindTrim, Off: k.Offset, Len: k.Length}, plain, nil
 	}
 	data := k.Data
 	if k.Codec != record.CodecNone || int64(len(data)) != k.Length {
-		var err error
-		if data, err = record.Unpack(nil, k.Codec, k.Data, int(k.Length)); err != nil {
-			return image.Change{}, fmt.Errorf("chunk of %d bytes at %d: %w", k.Length, k.Offset, err)
+		from := len(plain)
+		out, err := record.Unpack(plain, k.Codec, k.Data, int(k.Length))
+		if err != nil {
+			return image.Change{}, plain, fmt.Errorf("chunk of %d bytes at %d: %w", k.Length, k.Offset, err)
 		}
+		plain, data = out, out[from:]
 	}
-	return image.Change{Kind: record.KindWrite, Off: k.Offset, Len: k.Length, Data: data}, nil
+	return image.Change{Kind: record.KindWrite, Off: k.Offset, Len: k.Length, Data: data}, plain, nil
 }
 
 // save makes what was copied durable, and tells how far it is.

@@ -180,7 +180,7 @@ func bytesOf(m *wire.ExtentData, off, n int64) ([]byte, error) {
 		if k.Offset > off || off+n > k.Offset+k.Length {
 			continue
 		}
-		ch, err := changeOf(k, m.Offset, m.Length)
+		ch, _, err := changeOf(k, m.Offset, m.Length, nil)
 		if err != nil {
 			return nil, err
 		}

@@ -288,6 +288,15 @@ type ExtentData struct {
 	Chunks  []Chunk
 }
 
+// room is at least what the message takes, in bytes.
+func (m *ExtentData) room() int {
+	n := 128
+	for i := range m.Chunks {
+		n += 64 + len(m.Chunks[i].Data)
+	}
+	return n
+}
+
 // Fetch asks for one record that is damaged in the sender's journal.
 type Fetch struct{ Seq record.Seq }
 

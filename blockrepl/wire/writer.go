@@ -1,6 +1,9 @@
 package wire
 
-import "hash/crc32"
+import (
+	"hash/crc32"
+	"slices"
+)
 
 // Writer collects frames for one write to the link. Records are not copied: the
 // frames come out as a list of slices, some of which are the records' own bytes,
@@ -27,6 +30,9 @@ type Writer struct {
 func (w *Writer) Add(tag uint64, m Message) error {
 	start := len(w.heads)
 	c := &w.c
+	if data, ok := m.(*ExtentData); ok {
+		w.heads = slices.Grow(w.heads, HeaderSize+data.room()) // not in steps of two, copied each time
+	}
 	*c = coder{enc: true, b: append(w.heads, make([]byte, HeaderSize)...), raws: c.raws[:0]}
 	defer func() { clear(c.raws) }()
 	if err := c.encode(m); err != nil {
