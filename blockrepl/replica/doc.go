@@ -10,7 +10,7 @@
 // this server is the master (master.go) or sent to the master; it comes back as
 // a record of the stream (slave.go, window.go), is made durable (Store, Stored),
 // acknowledged (Ack), committed when every server that must have it has it
-// (commit.go) and completed (Complete), at a slave when it is applied (Apply,
+// (members.go) and completed (Complete), at a slave when it is applied (Apply,
 // Applied); the master's image follows, and reads wait for it.
 //
 // # Roles

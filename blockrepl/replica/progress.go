@@ -9,8 +9,8 @@ import (
 )
 
 // Comes from: a peer's greeting, its answers and acknowledgements. Does: finds
-// the last common record, brings the peer on from there. Goes to: commit.go and
-// members.go.
+// the last common record, brings the peer on from there.
+// Goes to: members.go.
 
 // join tells a slave where it has to begin following this epoch. Whoever's past
 // is not what we remember is not joined while it counts as in sync: its
