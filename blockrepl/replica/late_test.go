@@ -84,3 +84,24 @@ func TestRecordsThatAnotherMasterGaveUpAreNotForgotten(t *testing.T) {
 		t.Fatalf("c: %s", s.r.forgot)
 	}
 }
+
+// A server whose data directory was lost, and whose image was not, told its operator
+// to init the volume that the others hold.
+func TestStatusOfALostJournalDoesNotPointToInit(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	c.pass(time.Second)
+	b := c.node("b")
+	c.kill("b")
+	b.hard, b.log, b.table, b.memory = Hard{}, nil, Table{}, nil
+	b.cfg.Incarnation[9]++
+	b.forgot = "its image has content"
+	c.start("b")
+	c.pass(time.Second)
+	if v := b.r.View(c.now); v.State != Diverged || v.Next != "see there what to do: blockrepl status vol0" {
+		t.Fatalf("%s: %s; next: %s", v.State, v.Reason, v.Next)
+	}
+	if v := c.node("a").r.View(c.now); v.Next != "bring b back, or go on without it: blockrepl forget vol0 b" {
+		t.Fatalf("%s: %s; next: %s", v.State, v.Reason, v.Next)
+	}
+}

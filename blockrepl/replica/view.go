@@ -120,6 +120,9 @@ func (r *Replica) condition() (Condition, string, string) {
 	case !r.splitBy.IsZero():
 		return SplitBrain, fmt.Sprintf("this server and %v both went on alone", r.splitBy), "blockrepl resolve " + name + " --keep SERVER"
 	case r.forgot != "" && r.blank():
+		if id := r.keeper(); !id.IsZero() { // an init would be refused
+			return Diverged, fmt.Sprintf("%s; the volume exists on server %v", r.forgot, id), "see there what to do: blockrepl status " + name
+		}
 		return Diverged, r.forgot, "blockrepl init " + name
 	case r.forgot != "" && len(r.members()) == 1:
 		return Diverged, r.forgot, "put the right data back and restart; or take what is here for the whole: blockrepl promote " + name + " --accept-loss"
@@ -143,6 +146,16 @@ func (r *Replica) condition() (Condition, string, string) {
 		return r.candidateCondition(name)
 	}
 	return r.slaveCondition(name)
+}
+
+// keeper is a server that holds the volume, zero when none is known.
+func (r *Replica) keeper() record.ServerID {
+	for _, p := range r.peers {
+		if p.greeting != nil && !p.greeting.UUID.IsZero() {
+			return p.id
+		}
+	}
+	return record.ServerID{}
 }
 
 // goes reports whether a pending change takes id out already; then it waits for
