@@ -17,7 +17,6 @@ import (
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
-	"golang.org/x/sys/unix"
 )
 
 // Options is what a Server is made from. The hooks at the end exist for the
@@ -86,15 +85,6 @@ func (tcpNet) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", addr)
 }
 
-// bootClock reads the clock that goes on while the machine is suspended.
-func bootClock() replica.Time {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic(fmt.Sprintf("blockrepl: bug: read the boot-time clock: %v", err))
-	}
-	return replica.Time(ts.Nano())
-}
-
 // fill sets what is zero to its default.
 func (o *Options) fill() {
 	if o.PeerTimeout == 0 {
@@ -110,7 +100,7 @@ func (o *Options) fill() {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Clock == nil {
-		o.Clock = bootClock
+		o.Clock = newClock().read
 	}
 	if o.Wall == nil {
 		o.Wall = time.Now
