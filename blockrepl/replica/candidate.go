@@ -542,7 +542,7 @@ func (r *Replica) resolve(ev Resolve) {
 	case r.hard.Resync != nil:
 		r.refuse(ev.ID, "this server is being resynced; its image is not the state after any number")
 		return
-	case !inSync(&base, r.cfg.Self) || r.forgot != "":
+	case (!inSync(&base, r.cfg.Self) || r.forgot != "") && !mutated("resolve at any server"):
 		// It may lack what its own side acknowledged.
 		r.refuse(ev.ID, "this server does not surely hold everything of its side; keep one of %s", names(ids(base.InSync)))
 		return

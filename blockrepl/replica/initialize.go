@@ -36,7 +36,9 @@ func (r *Replica) initStart(ev InitStart) {
 	if !r.mayInit(ev.ID) {
 		return
 	}
-	r.forgot = "init gives the image its content, or was interrupted while it did"
+	if !mutated("create while an init fills an image") {
+		r.forgot = "init gives the image its content, or was interrupted while it did"
+	}
 	r.hard.Forgot = r.forgot
 	r.saveHard(func() {
 		for _, p := range r.peers {

@@ -78,7 +78,9 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 	r.m = &master{start: first.Seq}
 	// After an accepted loss a number that was committed may be above our end: the
 	// records that get those numbers now are not.
-	r.commit = min(r.commit, first.Seq-1)
+	if !mutated("keep a commit number that was given up") {
+		r.commit = min(r.commit, first.Seq-1)
+	}
 	r.setPeers(st.Members)
 	for _, p := range r.peers {
 		p.joined, p.joining, p.admitting, p.lease = false, false, false, 0

@@ -170,7 +170,7 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 		rep.Servers = append(rep.Servers, line)
 	}
 	r.verdict(ask, rep, &base, answers, promised, master)
-	if rep.Needs == "" {
+	if rep.Needs == "" || mutated("miss only what is longer") {
 		same = r.last.Seq // by the rules nothing that others hold there was committed
 	}
 	if known > same {
