@@ -42,6 +42,7 @@ func (o *operator) keep(s *Sim, n *node) {
 		s.marks.note(ntSplit)
 	}
 	o.wildly("resolve")
+	n.out = !inState(&n.journal.os.hard.State, n.id)
 	s.tell(n.i, "resolve --keep %v", n.id)
 	n.post(replica.Resolve{ID: o.next})
 }
@@ -85,7 +86,8 @@ func (o *operator) answered(s *Sim, n *node, r *replica.Result) {
 	case why == "resolve":
 		s.marks.note(ntResolved)
 		s.truth.wild[rep.Epoch] = why
-		if !n.warned && s.prof.policy == wire.Suspend { // else a master may have said that n is out
+		// One that takes itself for in sync may be out, as its master warned.
+		if n.out || !n.warned && s.prof.policy == wire.Suspend {
 			s.keeps(n)
 		}
 		return

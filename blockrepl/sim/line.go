@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -124,10 +125,20 @@ func (t *truth) holding(n *node, q record.Seq, sum uint64) *line {
 	return nil
 }
 
-// lost reports whether n's journal holds a record above q that was committed.
-func (t *truth) lost(n *node, q record.Seq) bool {
-	rec := n.journal.os.get(q + 1)
-	return rec != nil && len(t.lines) > 1 && t.holding(n, rec.Seq, rec.Sum) != nil
+// lost reports whether what n sets aside, through number last, was committed, and is
+// not what the master that it follows from now on holds under those numbers.
+func (t *truth) lost(n *node, st *replica.Store, last record.Seq) bool {
+	if len(t.lines) == 1 || st.Hard == nil || index(st.Hard.Following.Server) < 0 {
+		return false
+	}
+	master := &t.s.nodes[index(st.Hard.Following.Server)].journal.os
+	for q := max(st.Cut.Seq+1, n.journal.os.first); q <= min(last, n.journal.os.last.Seq); q++ {
+		rec := n.journal.os.get(q)
+		if t.holding(n, q, rec.Sum) != nil && master.sumAt(q) != rec.Sum && q >= master.first {
+			return true
+		}
+	}
+	return false
 }
 
 // lineOf finds the line of a server that starts: that of the last record of its

@@ -14,6 +14,7 @@ import (
 var (
 	mutantFlag  = flag.String("mutant", "", "break only this rule")
 	mutantsMost = flag.Int("mutant-schedules", 20000, "how many schedules a broken rule may survive")
+	mutantsFor  = flag.Duration("mutant-time", 3*time.Minute, "how long a broken rule may survive")
 )
 
 // broken are the rules that package replica can break in a build with the tag
@@ -49,6 +50,12 @@ var broken = []string{
 	"checkpoint what is applied",
 	"promote without a majority",
 	"begin without the longest tail",
+	"keep a commit number that was given up",
+	"resolve at any server",
+	"drop a tail at a resync",
+	"miss only what is longer",
+	"create while an init fills an image",
+	"see no split brain",
 }
 
 // defended are broken rules that other rules make up for: none of tens of thousands
@@ -57,6 +64,24 @@ var defended = []string{
 	"hand over without the old master's promise",
 	"accept records after a newer promise",
 	"break the vow of an orderly stop",
+}
+
+// known are seeds that found a rule once, tried first: only where the model has changed
+// since must the rule be looked for anew.
+var known = map[string]uint64{
+	"read without a lease":                   354,
+	"promote under a lease":                  1237,
+	"promise before it is fsynced":           16783,
+	"end the redo at any commit number":      86,
+	"commit before the epoch record":         513,
+	"promote a server that is not in sync":   298,
+	"restart without promises":               68,
+	"promote without a majority":             789,
+	"begin without the longest tail":         832,
+	"keep a commit number that was given up": 1179,
+	"miss only what is longer":               2836,
+	"create while an init fills an image":    4226,
+	"see no split brain":                     11047,
 }
 
 // TestMutants proves that the simulator finds each broken rule.
@@ -71,18 +96,19 @@ func TestMutants(t *testing.T) {
 			continue
 		}
 		replica.Mutant = rule
-		began, found := time.Now(), false
-		for seed := 1; seed <= *mutantsMost && !found; seed++ {
-			if f := New(uint64(seed), Options{}).Run(); f != nil {
+		began, found, played := time.Now(), false, 0
+		for seed := known[rule]; played <= *mutantsMost && !found && time.Since(began) < *mutantsFor; played++ {
+			if f := New(seed, Options{}).Run(); seed > 0 && f != nil {
 				found = true
 				t.Logf("%-45s found by seed %5d after %6v: %s", rule, seed, time.Since(began).Round(time.Millisecond), f.Rule)
 				if *mutantFlag != "" {
 					t.Log(f)
 				}
 			}
+			seed = uint64(played + 1)
 		}
 		if !found {
-			t.Errorf("%q survives %d schedules (%v)", rule, *mutantsMost, time.Since(began).Round(time.Millisecond))
+			t.Errorf("%q survives %d schedules (%v)", rule, played, time.Since(began).Round(time.Millisecond))
 		}
 	}
 }

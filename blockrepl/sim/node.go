@@ -61,6 +61,7 @@ type node struct {
 	seen    record.Seq // commit number looked at
 	damaged bool       // a fault took away what it had acknowledged
 	warned  bool       // the operator was told not to promote it
+	out     bool       // it knows that it is not in sync, and is told to keep its side
 	rash    bool       // as a candidate it was told to go on without others
 	held    bool       // the operator keeps it down
 	tidy    bool       // stopping in order

@@ -154,7 +154,7 @@ func (o *operator) oldDead(s *Sim, n *node) {
 		return
 	}
 	m := s.nodes[index(st.Master)]
-	if m == n || m.up {
+	if m == n || m.up || n.warned && !o.clear(s, n) && !o.heedless(s, n) {
 		return
 	}
 	s.hit(fOldDead, n)

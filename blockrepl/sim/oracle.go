@@ -3,9 +3,11 @@ package sim
 import (
 	"math"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -207,8 +209,11 @@ func (s *Sim) storing(n *node, st *replica.Store) {
 			s.fail("nothing applied is cut", "%v cuts to %d; its image holds %d", n.id, st.Cut.Seq, n.image.seq)
 		}
 	}
-	if st.Cut != nil && s.truth.lost(n, st.Cut.Seq) {
+	if st.Cut != nil && s.truth.lost(n, st, n.journal.os.last.Seq) {
 		s.marks.note(ntAside)
+	}
+	if st.Cut != nil && s.truth.lost(n, st, n.image.seq) {
+		s.yielding(n, st)
 	}
 	if st.Reset != nil {
 		s.dropping(n, last, *st.Reset)
@@ -241,6 +246,16 @@ func (s *Sim) storing(n *node, st *replica.Store) {
 	}
 	if h.Resync == nil && old.Resync != nil && n.stale { // else the redo after a crash goes on
 		s.whole(n, "at the end of a resync")
+	}
+}
+
+// yielding checks that nobody gives up what his image holds before the
+// operator has chosen the other one: by --accept-loss, or by resolve.
+func (s *Sim) yielding(n *node, st *replica.Store) {
+	old := n.journal.os.hard.Following
+	chosen := func(h wire.EpochStart) bool { return h.Loss && old.Less(h.Epoch) }
+	if st.Hard != nil && !slices.ContainsFunc(st.Hard.History, chosen) {
+		s.fail("no side yields by itself", "%v gives up committed records above %v to follow %v; nobody has chosen that side", n.id, *st.Cut, st.Hard.Following)
 	}
 }
 
