@@ -69,6 +69,8 @@ var defended = []string{
 // known are seeds that found a rule once, tried first: only where the model has changed
 // since must the rule be looked for anew.
 var known = map[string]uint64{
+	"resolve at any server":                  6607,
+	"change the set before others note it":   7983,
 	"read without a lease":                   354,
 	"promote under a lease":                  1237,
 	"promise before it is fsynced":           16783,
