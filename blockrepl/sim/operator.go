@@ -308,11 +308,12 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 			return
 		}
 		o.promote, o.node = o.next, n
-		// Where those who knew that n is in sync have lost their data, nothing is left
-		// but to accept a loss; the oracle knows that there is none.
+		// Where those who knew that n is in sync have lost their data, and no server is
+		// left that is known to be, there is only to accept a loss; the oracle knows
+		// that there is none.
 		o.tried[n.i]++
 		dead := s.noMaster()
-		n.post(replica.Promote{ID: o.next, OldMasterDead: dead && s.complete(n), AcceptLoss: dead && s.complete(n) && o.tried[n.i] > 2})
+		n.post(replica.Promote{ID: o.next, OldMasterDead: dead && s.complete(n), AcceptLoss: dead && s.complete(n) && !s.better(n) && o.tried[n.i] > 2})
 	case "forget":
 		at := n
 		if strings.HasPrefix(v.Next, "on the master") {
@@ -333,6 +334,11 @@ func (s *Sim) noMaster() bool {
 	st, _ := s.newest()
 	m := s.nodes[index(st.Master)]
 	return !m.up || m.rep.View(m.now()).Role != wire.RoleMaster
+}
+
+// better reports whether n is not in sync and another server is, with everything.
+func (s *Sim) better(n *node) bool {
+	return !s.member(n) && slices.ContainsFunc(s.nodes, func(m *node) bool { return m != n && s.member(m) && s.complete(m) })
 }
 
 // complete reports whether n holds everything that was committed.
