@@ -242,7 +242,8 @@ func (r *Replica) forget(ev Forget) {
 			r.refuse(ev.ID, "only %d of %d members can note it, so %v could not know that it is out; add --force if it will not be promoted", reach, len(st.Members), ev.Server)
 			return
 		}
-		st.Forced = st.Forced || force && reach < majority(len(st.Members))
+		// Also where the set was forced before: with a majority there, one has to note it.
+		st.Forced = reach < majority(len(st.Members))
 		r.propose(st, ev.ID, true)
 		r.m.change.note = warnPromoted(ev.Server)
 		if st.Forced {

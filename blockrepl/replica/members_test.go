@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 // A master that had been left alone by force told others whom it admits before its
@@ -37,6 +38,54 @@ func TestGrowIsNotKnownBeforeTheMastersDiskKnows(t *testing.T) {
 	}
 	c.start("a")
 	c.pass(5 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+}
+
+// A mastership that was forced once put every later shrink into force before a
+// majority had noted it, without a word of force.
+func TestShrinkOfAForcedSetWaitsForAMajorityToo(t *testing.T) {
+	c := newCluster(t, 5, wire.Suspend)
+	c.start("a", "b", "c", "d", "e")
+	c.pass(time.Second)
+	s := c.node("c")
+	for _, id := range []string{"a", "b", "d", "e"} {
+		c.kill(id)
+	}
+	if res := s.command(func(n uint64) Event { return Promote{ID: n, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote c: %+v", res)
+	}
+	c.start("d")
+	c.pass(time.Second)
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		switch m.(type) {
+		case *wire.Append, *wire.StateUpdate:
+			if to != s.id && to != c.node("d").id {
+				return nil
+			}
+		}
+		return []wire.Message{m}
+	}
+	c.start("b", "e")
+	c.pass(500 * time.Millisecond)
+	if st := &s.r.hard.State; !st.Forced || len(st.InSync) != 2 {
+		t.Fatalf("in sync %s, forced %v; want c and d, forced", names(ids(st.InSync)), st.Forced)
+	}
+	c.unlink(s, c.node("d"))
+	s.step(Forget{ID: 1, Server: c.node("d").id})
+	c.run()
+	c.pass(500 * time.Millisecond)
+	if res, ok := s.results[1]; ok || !inSync(&s.r.hard.State, c.node("d").id) {
+		t.Fatalf("forget that nobody noted: %+v", res)
+	}
+	c.mangle = nil
+	c.link(s, c.node("d"))
+	c.start("a")
+	c.pass(8 * time.Second)
+	if res := s.results[1]; res.Err != nil || res.Note == "" {
+		t.Fatalf("forget: %+v", res)
+	}
 	for _, n := range c.nodes {
 		n.want(Healthy)
 	}
