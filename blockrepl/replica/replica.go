@@ -288,6 +288,9 @@ func (r *Replica) advanceApply() {
 	if r.hard.Resync != nil && r.hard.Resync.Target == 0 {
 		return
 	}
+	if r.followed != r.hard.Following {
+		return // after a crash nobody would know whose word the image was changed by
+	}
 	if to > r.applyTo {
 		r.applyTo = to
 		r.out.Apply = to
