@@ -135,7 +135,7 @@ func (r *Replica) joinRefusal(p *peer, j *wire.Join) string {
 // then this image may hold whatever its journal held at the start of this run.
 func (r *Replica) maybeApplied(h []wire.EpochStart) record.Seq {
 	if r.hard.Resync != nil {
-		return 0 // the mark says that the image is a mixture anyway
+		return r.applyTo // the mark says that the image is a mixture anyway
 	}
 	for i := len(h) - 1; i >= 0; i-- {
 		if h[i].Loss && r.hard.Following.Less(h[i].Epoch) {
@@ -153,6 +153,11 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 	}
 	r.stopResync() // from another master, or over another link; it goes on when this Join is durable
 	newEpoch := r.hard.Following != j.Epoch
+	if m := r.hard.Resync; m != nil && !j.Resync && gaveUp(j.History, r.hard.Following, m.High) {
+		r.warn("extents that were copied hold records which were given up; copying anew", "high", uint64(m.High), "epoch", j.Epoch.String())
+		m.Offset, m.High, m.Target = 0, m.Base, 0
+		r.resy.ending = false
+	}
 	r.hard.Promised, r.hard.Following = j.Epoch, j.Epoch
 	r.hard.Vow, r.vowed = record.Epoch{}, record.Epoch{}
 	if newer(&j.State, &r.hard.State) {
