@@ -105,3 +105,34 @@ func TestStatusOfALostJournalDoesNotPointToInit(t *testing.T) {
 		t.Fatalf("%s: %s; next: %s", v.State, v.Reason, v.Next)
 	}
 }
+
+// A resync went on under the next master with extents of the one before, whose last
+// records were given up.
+func TestResyncBeginsAnewWhereWhatItCopiedWasGivenUp(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	c.kill("c")
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: s.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget c: %+v", res)
+	}
+	s.hard, s.log, s.table, s.memory, s.slowCopy = Hard{}, nil, Table{}, nil, true
+	s.cfg.Incarnation[9]++
+	c.start("c")
+	c.pass(time.Second)
+	if len(s.orders) != 1 {
+		t.Fatalf("%d orders to copy; want 1", len(s.orders))
+	}
+	s.step(ResyncProgress{Order: s.orders[0].ID, Offset: 4096, Applied: 50})
+	c.run()
+	c.kill("a")
+	c.pass(3 * time.Second)
+	if res := b.command(func(n uint64) Event { return Promote{ID: n, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote b: %+v", res)
+	}
+	c.pass(time.Second)
+	if k := len(s.orders); k != 2 || s.orders[1].From != 0 || s.orders[1].High >= 50 {
+		t.Fatalf("orders to copy: %+v; want a second one from the beginning", s.orders)
+	}
+}
