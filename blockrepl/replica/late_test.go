@@ -136,3 +136,40 @@ func TestResyncBeginsAnewWhereWhatItCopiedWasGivenUp(t *testing.T) {
 		t.Fatalf("orders to copy: %+v; want a second one from the beginning", s.orders)
 	}
 }
+
+// A server in sync lost the end of its journal when all had lost power, and the
+// master had let those records go. The epoch waited for its resync, which waited for
+// the epoch, and nobody was told to forget it.
+func TestStatusPointsToForgetWhereTrimmedRecordsAreMissed(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	for range 4 {
+		a.mustComplete(a.write(conn, 0, "x"))
+	}
+	c.pass(time.Second)
+	c.kill("a")
+	c.kill("b")
+	last := a.log[len(a.log)-1].Pos()
+	a.hard.Checkpoint, a.base, a.log, a.memory = last.Seq, last, nil, nil
+	b.log, b.memory = b.log[:len(b.log)-2], nil
+	b.hard.Checkpoint = 0
+	// It had been out, and had not noted yet that it was in sync again: so it does
+	// not know itself that it must have acknowledged them.
+	b.hard.State = without(b.hard.State, b.id)
+	a.hard.State.Number = b.hard.State.Number + 1
+	c.start("a", "b")
+	c.pass(3 * time.Second)
+	if v := a.r.View(c.now); v.State != Suspended || v.Next != "bring b back, or go on without it: blockrepl forget vol0 b" {
+		t.Fatalf("%s: %s; next: %s", v.State, v.Reason, v.Next)
+	}
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id, Force: true} }); res == nil || res.Err != nil {
+		t.Fatalf("forget b: %+v", res)
+	}
+	c.pass(3 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+}

@@ -12,9 +12,7 @@ import (
 // the last common record, brings the peer on from there.
 // Goes to: members.go.
 
-// join tells a slave where it has to begin following this epoch. Whoever's past
-// is not what we remember is not joined while it counts as in sync: its
-// acknowledgements were relied on, so only the authority lets it go (rule 10).
+// join tells a slave where it has to begin following this epoch.
 func (r *Replica) join(p *peer) {
 	g := p.greeting
 	if !r.m.begun || p.session == 0 || g == nil || p.joined || p.joining || p.split {
@@ -37,10 +35,6 @@ func (r *Replica) join(p *peer) {
 		return
 	}
 	if why := r.lostPast(p, g); why != "" {
-		if r.waited(p.id) {
-			r.setState(p, Down, why+"; to resync it: blockrepl forget "+p.id.String())
-			return
-		}
 		r.joinResync(p, why)
 		return
 	}
@@ -70,12 +64,7 @@ func (r *Replica) join(p *peer) {
 		}
 		if at == g.Last.Seq && pos.Sum != g.Last.Sum && at > 0 {
 			p.joining = false
-			why := fmt.Sprintf("its record %d has sum %016x, ours %016x: its past is another", at, g.Last.Sum, pos.Sum)
-			if r.waited(p.id) {
-				r.setState(p, Down, why+"; to resync it: blockrepl forget "+p.id.String())
-				return
-			}
-			r.joinResync(p, why)
+			r.joinResync(p, fmt.Sprintf("its record %d has sum %016x, ours %016x: its past is another", at, g.Last.Sum, pos.Sum))
 			return
 		}
 		r.sendJoin(p, pos, false)
@@ -98,7 +87,15 @@ func (r *Replica) lostPast(p *peer, g *wire.Greeting) string {
 // (its durable number is the floor). Not behind our journal's end: an extent that
 // is read before those records are applied lacks them, and nobody would send
 // them; and what is not committed may yet be taken back.
+//
+// Not while the slave counts as in sync: its acknowledgements were relied on, also to
+// let records go here that it turns out to miss, so only the authority lets it go
+// (rule 10).
 func (r *Replica) joinResync(p *peer, why string) {
+	if r.waited(p.id) {
+		r.setState(p, Down, why+"; to resync it: blockrepl forget "+p.id.String())
+		return
+	}
 	if !r.m.serving {
 		r.setState(p, Probe, why+"; resync begins when the master serves")
 		return
@@ -147,10 +144,6 @@ func (r *Replica) onJoined(p *peer, j *wire.Joined) {
 		r.setState(p, Probe, "it does not join: "+j.Reason)
 		return
 	case j.Resync:
-		if r.waited(p.id) {
-			r.setState(p, Down, j.Reason+"; to resync it: blockrepl forget "+p.id.String())
-			return
-		}
 		r.joinResync(p, j.Reason)
 		return
 	case j.Last.Seq > r.last.Seq:
