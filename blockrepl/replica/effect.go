@@ -77,7 +77,8 @@ type Hard struct {
 	Checkpoint record.Seq
 	Resync     *ResyncMark
 	// Proposed is the newest change of State that this master asked for and whose
-	// outcome it may not have learned; it binds nobody until it is in force.
+	// outcome it may not have learned; it binds nobody until it is in force, which a
+	// grow is from the next start on.
 	Proposed *wire.State
 	// Match is where the journal agreed with the epoch that is followed when that
 	// began: it held as much then.

@@ -200,6 +200,17 @@ func (r *Replica) admit() {
 	}
 }
 
+// takeGrow takes a grow, which the last run proposed and whose outcome it did not
+// learn, for in force: since it was proposed here every commit has waited for the
+// server that it admits, and others may call that one in sync already. Were it
+// promoted, this server would stand for a past that went on without it.
+func (h *Hard) takeGrow() {
+	p := h.Proposed
+	if p != nil && p.Epoch == h.State.Epoch && newer(p, &h.State) && len(dropped(&h.State, p)) == 0 {
+		h.State, h.Proposed = *p, nil
+	}
+}
+
 // forget is the operator's shrink.
 func (r *Replica) forget(ev Forget) {
 	if r.role == wire.RoleCandidate && r.c.kind == restarting && inSync(&r.c.base, ev.Server) && ev.Server != r.cfg.Self {

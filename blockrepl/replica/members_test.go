@@ -90,3 +90,51 @@ func TestShrinkOfAForcedSetWaitsForAMajorityToo(t *testing.T) {
 		n.want(Healthy)
 	}
 }
+
+// A master died when the others had noted whom it admits, and it had not learned so.
+// The server that was admitted was promoted; back up, the master told that it was
+// out, and both named a split brain where nothing had been acknowledged by one side
+// alone.
+func TestRestartedMasterStandsByTheGrowItProposed(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	number := a.r.hard.State.Number
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		switch m := m.(type) {
+		case *wire.StateUpdate:
+			if to == s.id {
+				return nil
+			}
+		case *wire.StateAck:
+			if m.Number > number+1 {
+				return nil
+			}
+		}
+		return []wire.Message{m}
+	}
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: s.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget c: %+v", res)
+	}
+	c.pass(100 * time.Millisecond)
+	if inSync(&a.r.hard.State, s.id) || !inSync(&b.r.hard.State, s.id) || s.r.hard.State.Number != number {
+		t.Fatalf("numbers %d, %d, %d; want c admitted as far as b knows", a.r.hard.State.Number, b.r.hard.State.Number, s.r.hard.State.Number)
+	}
+	c.kill("a")
+	c.kill("b")
+	c.mangle = nil
+	if res := s.command(func(n uint64) Event { return Promote{ID: n, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote c: %+v", res)
+	}
+	c.start("a")
+	c.pass(3 * time.Second)
+	if v := a.r.View(c.now); v.State == SplitBrain {
+		t.Fatalf("a: %s: %s", v.State, v.Reason)
+	}
+	c.start("b")
+	c.pass(3 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+}

@@ -101,6 +101,7 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 	if r.first == 0 {
 		r.first = 1
 	}
+	r.hard.takeGrow()
 	r.commit, r.applied, r.applyTo = r.hard.Checkpoint, r.hard.Checkpoint, r.hard.Checkpoint
 	if mutated("redo past the commit number") {
 		r.commit = r.last.Seq
