@@ -497,7 +497,8 @@ func (s *Sim) spare(n *node) bool {
 }
 
 // becalm ends the faults: everything runs and every link is possible. What is
-// left to do is the operator's.
+// left to do is the operator's. A master whose death was asserted stays down until
+// that command is answered, as its words ask.
 func (s *Sim) becalm() {
 	s.calm, s.calmAt = true, s.now
 	s.tell(-1, "the faults stop; last committed is %d", s.truth.last())
@@ -507,7 +508,7 @@ func (s *Sim) becalm() {
 		}
 	}
 	for _, n := range s.nodes {
-		n.slowTo, n.sickDisk, n.held = 0, false, false
+		n.slowTo, n.sickDisk = 0, false
 		if n.paused {
 			n.pausedTo = s.now
 			n.kick()

@@ -149,7 +149,7 @@ func (n *node) config() replica.Config {
 
 // start begins a run on what the disks hold.
 func (n *node) start() {
-	if n.up || n.held && !n.s.calm {
+	if n.up || n.held {
 		return
 	}
 	n.run++
