@@ -102,6 +102,7 @@ func (r *Replica) onStateUpdate(p *peer, u *wire.StateUpdate) {
 		r.hard.State = st
 		r.setPeers(st.Members)
 		r.note("in-sync set changed", "epoch", st.Epoch.String(), "number", st.Number, "in_sync", names(ids(st.InSync)))
+		r.unresolved()
 	}
 	session := p.session
 	r.saveHard(func() {

@@ -138,3 +138,19 @@ func TestRestartedMasterStandsByTheGrowItProposed(t *testing.T) {
 		n.want(Healthy)
 	}
 }
+
+// A slave went on naming a split brain that others had seen resolved: the server on
+// the other side had joined their epoch, and greeted nobody since.
+func TestSlaveForgetsASplitBrainByAChangeOfTheSet(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	s.r.peer(b.id).split, s.r.splitBy = true, b.id
+	s.want(SplitBrain)
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget b: %+v", res)
+	}
+	c.pass(time.Second)
+	s.want(Healthy)
+}

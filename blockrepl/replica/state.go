@@ -143,32 +143,39 @@ func ancestor(h []wire.EpochStart, cur, s *wire.State) bool {
 }
 
 // splitBrain reports whether two states can both have acknowledged writes that
-// the other lacks: neither is the other's ancestor, and no server is in both
-// in-sync sets. One that is promised the later epoch without having joined the
-// earlier (else the later would be built on it), so the earlier never committed.
-// It may have left the later set since: what counts is that the later epoch began
-// with it.
+// the other lacks: neither is the other's ancestor, and neither past bars the other.
 func splitBrain(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wire.State) bool {
-	if a.Epoch == b.Epoch || ancestor(ah, a, b) || ancestor(bh, b, a) {
+	if a.Epoch == b.Epoch || ancestor(ah, a, b) || ancestor(bh, b, a) || mutated("see no split brain") {
 		return false
 	}
-	return !slices.ContainsFunc(a.InSync, func(m wire.Member) bool { return slices.Contains(b.InSync, m) }) && !mutated("see no split brain") &&
-		!barred(ah, a, bh) && !barred(bh, b, ah)
+	return !barred(ah, a, bh, b) && !barred(bh, b, ah, a)
 }
 
-// barred reports whether a server of a's in-sync set, of the same incarnation, is
-// among those that the other past began with where it parted from a's, in an epoch
-// above a's: since that promise nothing was committed under a, and before it the
-// server had not joined a's epoch. An epoch that the operator forced over a loss
-// was not built on what was known, so it bars nothing.
-func barred(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart) bool {
+// barred reports whether nothing was committed under a that b's past lacks: a server
+// of a's in-sync set, of the same incarnation, is among those that the other past
+// began with in its first epoch above a's. Since that promise nothing was committed
+// under a, and before it the server had not joined a's epoch, or the later one would
+// be built on it. One that came to the other side afterwards proves nothing: it may
+// have set aside what it had acknowledged here, while this side took it for its own.
+//
+// An epoch that the operator forced over a loss was not built on what was known, and
+// so chosen: there, and where the set is not known any more, one server that both
+// have in sync now is enough.
+func barred(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wire.State) bool {
 	ah, bh = aligned(ah, bh)
 	n := 0
 	for n < len(ah) && n < len(bh) && ah[n].Epoch == bh[n].Epoch {
 		n++
 	}
-	if n == len(bh) || bh[n].Loss || !a.Epoch.Less(bh[n].Epoch) {
+	for n < len(bh) && !a.Epoch.Less(bh[n].Epoch) {
+		n++
+	}
+	if n == len(bh) {
 		return false
 	}
-	return slices.ContainsFunc(a.InSync, func(m wire.Member) bool { return slices.Contains(bh[n].Set, m) })
+	set := bh[n].Set
+	if set == nil || slices.ContainsFunc(bh[n:], func(h wire.EpochStart) bool { return h.Loss }) {
+		set = b.InSync
+	}
+	return slices.ContainsFunc(a.InSync, func(m wire.Member) bool { return slices.Contains(set, m) })
 }

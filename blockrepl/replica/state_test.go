@@ -39,6 +39,9 @@ func TestSplitBrainNeedsTwoMastershipsThatCanHaveCommitted(t *testing.T) {
 		{"c went on in the earlier one with new data", append(set("a"), other...), set("b", "c"), set("b"), false, true},
 		{"the later one was forced over a loss", set("a", "c"), set("b", "c"), set("b"), true, true},
 		{"the earlier one forgot c", set("a"), set("b", "c"), set("b"), false, true},
+		{"c came to the later one when that had begun", set("a", "c"), set("b"), set("b", "c"), false, true},
+		{"and that one was chosen over a loss", set("a", "c"), set("b"), set("b", "c"), true, false},
+		{"who began it is not known any more", set("a", "c"), nil, set("b", "c"), false, false},
 		{"c is not in the earlier one", set("a"), set("b"), set("b", "c"), false, true},
 	} {
 		a := wire.State{Number: 2, Epoch: epoch(2, "a"), InSync: tc.a}
