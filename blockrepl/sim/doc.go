@@ -25,6 +25,7 @@
 //	careless an operator who heeds no warning, and what may be lost by it (careless.go)
 //	line     one order of committed records; a second one forks off where the operator
 //	         gave something up (line.go)
+//	change   the in-sync set changes only when enough servers have noted it (change.go)
 //	oracle   what must be true at every moment, and at the end (oracle.go)
 //
 // # Running

@@ -28,6 +28,7 @@ type operator struct {
 	dead    *node  // kept down for it
 	until   int64  // no --old-master-dead before: a stop may have asked a slave to take over
 	said    [nodesMax]said
+	turn    int               // whose status is looked at first
 	tried   [nodesMax]int     // promotions in the calm
 	creator *node             // where the volume is created, when by command
 	wild    map[uint64]string // commands of a careless operator, and why
@@ -263,7 +264,8 @@ func (o *operator) act(s *Sim) {
 			return
 		}
 	}
-	for _, n := range s.nodes {
+	for i := range s.nodes { // beginning behind whoever was obeyed last: each gets its turn
+		n := s.nodes[(o.turn+i)%len(s.nodes)]
 		if !n.up {
 			continue
 		}
@@ -277,6 +279,7 @@ func (o *operator) act(s *Sim) {
 			continue
 		}
 		*d = said{}
+		o.turn = int(n.i) + 1
 		o.obey(s, n, &v)
 		return // one thing at a time
 	}

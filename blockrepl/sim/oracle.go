@@ -233,6 +233,7 @@ func (s *Sim) storing(n *node, st *replica.Store) {
 	if h == nil {
 		return
 	}
+	s.changing(n, h)
 	old := &n.journal.os.hard
 	switch {
 	case h.Promised.Less(old.Promised):
