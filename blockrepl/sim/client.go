@@ -201,7 +201,7 @@ func (s *Sim) opArrives(ev *event) {
 		return
 	}
 	if n.paused {
-		n.after(n.pausedTo-s.now+1000, *ev)
+		n.after(n.wakes(), *ev)
 		return
 	}
 	if q.changes() {
@@ -371,7 +371,7 @@ func (n *node) grant(round uint64) {
 func (n *node) look(ev *event) {
 	q := n.s.reqs[ev.a]
 	if n.paused {
-		n.after(n.pausedTo-n.s.now+1000, *ev)
+		n.after(n.wakes(), *ev)
 		return
 	}
 	if n.mixed != int(ev.b) {

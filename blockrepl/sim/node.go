@@ -229,6 +229,10 @@ func (n *node) kick() {
 	}
 }
 
+// wakes is when a paused node may be looked at again: a little after its pause, or
+// a little later, when that is over and its loop is still busy.
+func (n *node) wakes() int64 { return max(n.pausedTo-n.s.now, 0) + 1000 }
+
 func (n *node) post(ev replica.Event) {
 	n.in.events = append(n.in.events, ev)
 	n.kick()

@@ -51,7 +51,7 @@ func (n *node) copyStep(ev *event) {
 		return
 	}
 	if n.paused {
-		n.after(n.pausedTo-n.s.now+1000, *ev)
+		n.after(n.wakes(), *ev)
 		return
 	}
 	if c.offset >= c.order.Size || c.since >= 3 {

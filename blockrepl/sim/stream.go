@@ -53,7 +53,7 @@ func (n *node) pump(ev *event) {
 		return
 	}
 	if n.paused {
-		n.after(n.pausedTo-n.s.now+1000, *ev)
+		n.after(n.wakes(), *ev)
 		return
 	}
 	c.armed = false
