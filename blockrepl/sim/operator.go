@@ -136,9 +136,12 @@ func (o *operator) usurped(s *Sim, n *node) {
 	if o.promote != 0 || s.calm || s.now < s.quiet {
 		return
 	}
+	if n.warned && !s.prof.careless && !o.clear(s, n) {
+		return // the warning came since
+	}
 	o.next++
 	if n.warned && s.prof.careless {
-		o.wildly("barred") // the warning may have come since
+		o.wildly("barred")
 	}
 	o.promote, o.node = o.next, n
 	s.tell(n.i, "promote, behind the master's back")
