@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -191,6 +192,20 @@ func (c *cluster) await(within time.Duration, what string, ok func() (bool, stri
 		case <-tick.C:
 		}
 	}
+}
+
+// awaitDoor waits until clients reach a server that was started just now. A write that
+// completes does not say so: it may have been durable there before the server ended.
+func (c *cluster) awaitDoor(s *server) {
+	c.t.Helper()
+	c.await(soon, fmt.Sprintf("server %s takes clients", s.id), func() (bool, string) {
+		conn, err := net.DialTimeout("tcp", s.nbd, dialWait)
+		if err != nil {
+			return false, err.Error()
+		}
+		conn.Close()
+		return true, ""
+	})
 }
 
 // awaitVolume waits until a server's view of the volume is as ok says.

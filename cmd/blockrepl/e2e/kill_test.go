@@ -33,6 +33,7 @@ func TestNoCompletedWriteIsLostByKillingAnyServer(t *testing.T) {
 		waits = append(waits, time.Since(began))
 		// What is under way completes; the set is whole again or about to be.
 		if reader := c.servers[rng.IntN(len(c.servers))]; round%2 == 0 {
+			c.awaitDoor(reader)
 			if err := h.readAll(reader, ""); err != nil {
 				t.Fatalf("round %d, %s was killed: %v", round, s.id, err)
 			}
@@ -125,7 +126,9 @@ func TestAllServersKilledAtOnceLoseNothing(t *testing.T) {
 			s.start()
 		}
 		l.awaitWrites(c, 1, soon)
-		if err := h.readAll(c.servers[rng.IntN(3)], ""); err != nil {
+		reader := c.servers[rng.IntN(3)]
+		c.awaitDoor(reader)
+		if err := h.readAll(reader, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
