@@ -5,6 +5,9 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // input reads a connection through one buffer: a system call brings many requests. Comes from: the socket. Goes to:
@@ -40,6 +43,27 @@ func (in *input) fill(n int) error {
 		}
 	}
 	return nil
+}
+
+// poll reads what the socket holds now, without waiting; false if that is nothing. An end or an error of the stream is
+// left to the next fill.
+func (in *input) poll(raw syscall.RawConn) bool {
+	if in.r == in.w {
+		in.r, in.w = 0, 0
+	}
+	if in.w == len(in.buf) {
+		return false
+	}
+	n := 0
+	if err := raw.Read(func(fd uintptr) bool {
+		n, _ = unix.Read(int(fd), in.buf[in.w:])
+		return true
+	}); err != nil || n <= 0 {
+		return false
+	}
+	in.w += n
+	in.total.Add(uint64(n))
+	return true
 }
 
 // take consumes n buffered bytes; they are valid until the next fill.

@@ -26,6 +26,8 @@ const (
 	inputBytes = 64 << 10
 	// batchBytes is the piece in which small replies are gathered: many replies a system call.
 	batchBytes = 256 << 10
+	// gatherBytes is how much of small replies may wait while further requests are looked for.
+	gatherBytes = 64 << 10
 	// smallRead is the longest read whose data is copied next to its header into a batch.
 	smallRead = 64 << 10
 	// nowRead is the longest read that ReadNow is asked for: a longer one would keep the requests behind it waiting.

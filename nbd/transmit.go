@@ -30,7 +30,9 @@ type batch struct {
 func (c *conn) transmit() error {
 	for {
 		if c.in.buffered() < proto.RequestLen {
-			c.flush()
+			if !c.more() {
+				c.flush()
+			}
 			if c.draining.Load() {
 				return errDraining
 			}
@@ -59,6 +61,15 @@ func (c *conn) transmit() error {
 			return err
 		}
 	}
+}
+
+// more looks for requests that came meanwhile, before the replies to the last ones go out: larger batches wake the client
+// less often.
+func (c *conn) more() bool {
+	if c.batch.buf == nil || len(c.batch.p.b) >= gatherBytes || c.out.raw == nil {
+		return false
+	}
+	return c.in.poll(c.out.raw) && c.in.buffered() >= proto.RequestLen
 }
 
 // handle answers one request or sends it on its way. An error ends the connection.
