@@ -29,7 +29,8 @@ type operator struct {
 	keepOff   map[*machine]bool
 	warned    map[*machine]bool
 	until     time.Time // no --old-master-dead before: a stop may have asked a slave to take over
-	said      map[*machine]said
+
+	said map[*machine]said // only obey looks at it
 }
 
 // said is what a status has been saying, since when.
@@ -114,14 +115,14 @@ func (o *operator) promote(m *machine) {
 // oldDead promotes a member of the in-sync set when the newest master is off.
 func (o *operator) oldDead(m *machine) {
 	st, proposed, ok := o.newest()
-	if !ok || st.Epoch.IsZero() || proposed != nil && proposed.Master != st.Master || time.Now().Before(o.until) || !o.member(m) {
+	if !ok || st.Epoch.IsZero() || proposed != nil && proposed.Master != st.Master || !o.member(m) {
 		return
 	}
 	dead := o.w.machine(st.Master.String())
 	if dead == m || dead.process() != nil || !o.begin(dead) {
 		return
 	}
-	if dead.process() != nil { // started meanwhile
+	if dead.process() != nil || o.stopped() { // started meanwhile, or its mastership may have been given away
 		o.end()
 		return
 	}
@@ -154,6 +155,13 @@ func (o *operator) stop(m *machine) {
 	o.end()
 	time.Sleep(peerTimeout)
 	o.restart(m)
+}
+
+// stopped reports whether a server was stopped in order not long ago.
+func (o *operator) stopped() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return time.Now().Before(o.until)
 }
 
 // finish waits for the commands under way.
