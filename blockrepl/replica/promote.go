@@ -124,7 +124,7 @@ func (r *Replica) endSurvey(err error) {
 // judge decides whether this server may be promoted, from what everyone who
 // answers knows. It returns the newest state known.
 func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
-	base, answers := r.hard.State, 1
+	base, past, answers := r.hard.State, r.hard.History, 1
 	promised := record.Epoch{}
 	if r.hard.Promised.Server != r.cfg.Self {
 		promised = r.hard.Promised
@@ -135,7 +135,7 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 				answers++
 			}
 			if newer(&g.State, &base) {
-				base = g.State
+				base, past = g.State, g.History
 			}
 			if promised.Less(g.Promised) && g.Promised.Server != r.cfg.Self {
 				promised = g.Promised
@@ -150,6 +150,7 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 	}
 	known = max(known, r.s.line, r.commit)
 	var master *wire.Greeting
+	var other record.ServerID // one that answers from the other side of a split brain
 	for _, p := range r.peers {
 		line := PromoteLine{Server: p.id, InSync: inSync(&base, p.id)}
 		if g := p.greeting; g != nil && !p.asked {
@@ -163,13 +164,16 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 			if p.id == base.Master && g.Role == wire.RoleMaster {
 				master = g
 			}
+			if !g.UUID.IsZero() && splitBrain(past, &base, g.History, &g.State) {
+				other = p.id
+			}
 		}
 		if p.id == base.Master && p.lastHeard > 0 {
 			rep.SilentFor = int64(r.now.Sub(p.lastHeard))
 		}
 		rep.Servers = append(rep.Servers, line)
 	}
-	r.verdict(ask, rep, &base, answers, promised, master)
+	r.verdict(ask, rep, &base, answers, promised, master, other)
 	if rep.Needs == "" || mutated("miss only what is longer") {
 		same = r.last.Seq // by the rules nothing that others hold there was committed
 	}
@@ -185,7 +189,7 @@ func (r *Replica) hasFollowed(e record.Epoch) bool {
 }
 
 // verdict fills in whether, and with which flag, the promotion is allowed.
-func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, answers int, promised record.Epoch, master *wire.Greeting) {
+func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, answers int, promised record.Epoch, master *wire.Greeting, other record.ServerID) {
 	needs := func(flag, format string, args ...any) {
 		rep.Needs, rep.Reason = flag, fmt.Sprintf(format, args...)
 	}
@@ -207,6 +211,9 @@ func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, ans
 	case master != nil:
 		rep.Graceful = true
 		rep.Reason = fmt.Sprintf("the master %v answers and steps down itself", base.Master)
+	case !other.IsZero() && !mutated("take a side of others' split brain"):
+		// This server may have seen neither side's epoch, and so be split from nobody itself.
+		needs("accept-loss", "split brain: epoch %v and what server %v holds both went on; choose a side first, on a server that has one: blockrepl resolve %s --keep SERVER", base.Epoch, other, r.cfg.Create.Name)
 	case !r.hard.Vow.IsZero() && r.hard.Vow == base.Epoch && !mutated("break the vow of an orderly stop"):
 		needs("old-master-dead", "this server stopped in order under the master %v, which may be answering reads since without asking it", base.Master)
 	case base.Master == r.cfg.Self:
