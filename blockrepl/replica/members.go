@@ -247,8 +247,10 @@ func (r *Replica) forget(ev Forget) {
 			reach--
 		}
 		force := ev.Force
-		if p := r.peer(ev.Server); p != nil && p.greeting != nil && r.lostPast(p, p.greeting) != "" {
-			force = true // one whose past is not believed cannot be promoted anyway
+		if p := r.peer(ev.Server); p != nil && p.greeting != nil && !p.joined && r.lostPast(p, p.greeting) != "" {
+			// One whose past is not believed cannot be promoted anyway. What one that has
+			// joined said before that tells nothing: a resync may have mended it.
+			force = true
 		}
 		if reach < majority(len(st.Members)) && !force {
 			r.refuse(ev.ID, "only %d of %d members can note it, so %v could not know that it is out; add --force if it will not be promoted", reach, len(st.Members), ev.Server)

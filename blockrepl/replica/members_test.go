@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -153,4 +154,38 @@ func TestSlaveForgetsASplitBrainByAChangeOfTheSet(t *testing.T) {
 	}
 	c.pass(time.Second)
 	s.want(Healthy)
+}
+
+// A server that had lost its past, and was resynced and in sync again, fell silent. Its
+// greeting from before the resync still spoke of the loss, so the master forgot it
+// without a word of force, while the others promoted it by a majority.
+func TestForgetOfAServerThatWasResyncedNeedsForce(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.kill("b")
+	b.log = b.log[:1]
+	c.start("b")
+	c.pass(500 * time.Millisecond)
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget a server that lost its past: %+v", res)
+	}
+	c.pass(2 * time.Second)
+	a.want(Healthy)
+	if g := a.r.peer(b.id).greeting; g == nil || !g.Forgot {
+		t.Fatal("b did not lose its past in the session that goes on")
+	}
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		if to == a.id {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	c.pass(3 * time.Second)
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id} }); res == nil || !errors.Is(res.Err, ErrRefused) {
+		t.Fatalf("forget b where nobody answers: %+v; want it refused without force", res)
+	}
 }

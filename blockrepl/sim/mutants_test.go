@@ -85,6 +85,7 @@ var known = map[string]uint64{
 	"miss only what is longer":               2836,
 	"create while an init fills an image":    4226,
 	"see no split brain":                     11047,
+	"take a side of others' split brain":     1795410818632285395,
 }
 
 // TestMutants proves that the simulator finds each broken rule.
