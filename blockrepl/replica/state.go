@@ -159,8 +159,8 @@ func splitBrain(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wi
 // have set aside what it had acknowledged here, while this side took it for its own.
 //
 // An epoch that the operator forced over a loss was not built on what was known, and
-// so chosen: there, and where the set is not known any more, one server that both
-// have in sync now is enough.
+// so chosen: where there is one, and where the set is not known any more, one server
+// that both have in sync now is enough, too.
 func barred(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wire.State) bool {
 	ah, bh = aligned(ah, bh)
 	n := 0
@@ -173,9 +173,15 @@ func barred(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wire.S
 	if n == len(bh) {
 		return false
 	}
-	set := bh[n].Set
-	if set == nil || slices.ContainsFunc(bh[n:], func(h wire.EpochStart) bool { return h.Loss }) {
-		set = b.InSync
+	above := bh[n:]
+	if !above[0].Loss && share(a.InSync, above[0].Set) {
+		return true
 	}
-	return slices.ContainsFunc(a.InSync, func(m wire.Member) bool { return slices.Contains(set, m) })
+	chosen := slices.ContainsFunc(above, func(h wire.EpochStart) bool { return h.Loss })
+	return (chosen || above[0].Set == nil) && share(a.InSync, b.InSync)
+}
+
+// share reports whether a server is in both sets, as the same incarnation.
+func share(a, b []wire.Member) bool {
+	return slices.ContainsFunc(a, func(m wire.Member) bool { return slices.Contains(b, m) })
 }

@@ -8,7 +8,8 @@ import (
 )
 
 // A mastership that never committed was called a split brain once the server that
-// had refused it, and promised the next one, had left the set of that.
+// had refused it, and promised the next one, had left the set of that; and still once
+// that one had been followed by another, forced over a loss.
 func TestSplitBrainNeedsTwoMastershipsThatCanHaveCommitted(t *testing.T) {
 	epoch := func(n uint64, id string) record.Epoch {
 		return record.Epoch{Counter: n, Server: record.MustServerID(id)}
@@ -31,22 +32,30 @@ func TestSplitBrainNeedsTwoMastershipsThatCanHaveCommitted(t *testing.T) {
 		set  []wire.Member // with which 3.b began
 		b    []wire.Member // in sync there now
 		loss bool
+		then bool // 4.b followed, forced over a loss
 		want bool
 	}{
-		{"nobody in both", set("a"), set("b"), set("b"), false, true},
-		{"c in both now", set("a", "c"), set("b", "c"), set("b", "c"), false, false},
-		{"c was in the later one", set("a", "c"), set("b", "c"), set("b"), false, false},
-		{"c went on in the earlier one with new data", append(set("a"), other...), set("b", "c"), set("b"), false, true},
-		{"the later one was forced over a loss", set("a", "c"), set("b", "c"), set("b"), true, true},
-		{"the earlier one forgot c", set("a"), set("b", "c"), set("b"), false, true},
-		{"c came to the later one when that had begun", set("a", "c"), set("b"), set("b", "c"), false, true},
-		{"and that one was chosen over a loss", set("a", "c"), set("b"), set("b", "c"), true, false},
-		{"who began it is not known any more", set("a", "c"), nil, set("b", "c"), false, false},
-		{"c is not in the earlier one", set("a"), set("b"), set("b", "c"), false, true},
+		{"nobody in both", set("a"), set("b"), set("b"), false, false, true},
+		{"c in both now", set("a", "c"), set("b", "c"), set("b", "c"), false, false, false},
+		{"c was in the later one", set("a", "c"), set("b", "c"), set("b"), false, false, false},
+		{"c went on in the earlier one with new data", append(set("a"), other...), set("b", "c"), set("b"), false, false, true},
+		{"the later one was forced over a loss", set("a", "c"), set("b", "c"), set("b"), true, false, true},
+		{"the one after it was", set("a", "c"), set("b", "c"), set("b"), false, true, false},
+		{"the one after it was, and c was in neither", set("a", "c"), set("b"), set("b"), false, true, true},
+		{"the one after it was, and c came to that", set("a", "c"), set("b"), set("b", "c"), false, true, false},
+		{"the earlier one forgot c", set("a"), set("b", "c"), set("b"), false, false, true},
+		{"c came to the later one when that had begun", set("a", "c"), set("b"), set("b", "c"), false, false, true},
+		{"and that one was chosen over a loss", set("a", "c"), set("b"), set("b", "c"), true, false, false},
+		{"who began it is not known any more", set("a", "c"), nil, set("b", "c"), false, false, false},
+		{"c is not in the earlier one", set("a"), set("b"), set("b", "c"), false, false, true},
 	} {
 		a := wire.State{Number: 2, Epoch: epoch(2, "a"), InSync: tc.a}
 		b := wire.State{Number: 2, Epoch: epoch(3, "b"), InSync: tc.b}
 		ah, bh := start(a.Epoch, set("a", "c"), false), start(b.Epoch, tc.set, tc.loss)
+		if tc.then {
+			b.Epoch.Counter++
+			bh = append(bh, wire.EpochStart{Epoch: b.Epoch, First: record.Pos{Seq: 10}, BaseNumber: 2, Set: set("b"), Loss: true})
+		}
 		if got := splitBrain(ah, &a, bh, &b); got != tc.want {
 			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
 		}
