@@ -121,39 +121,73 @@ func (r *Replica) endSurvey(err error) {
 	r.g = survey{}
 }
 
+// heard is what a survey learned from this server and everyone who answers.
+type heard struct {
+	base     wire.State        // the newest state
+	past     []wire.EpochStart // the history that led to it
+	answers  int               // members that would know of a change which they noted
+	promised record.Epoch      // the newest promise that another server was given
+	master   *wire.Greeting    // of the base's master, when it answers as such
+	other    record.ServerID   // one that answers from the other side of a split brain
+}
+
+// hear puts together what the answers say.
+func (r *Replica) hear() *heard {
+	h := &heard{base: r.hard.State, past: r.hard.History, answers: 1}
+	if r.hard.Promised.Server != r.cfg.Self {
+		h.promised = r.hard.Promised
+	}
+	for _, p := range r.peers {
+		g := p.answer()
+		if g == nil {
+			continue
+		}
+		if r.knows(&h.base, g, p.id) {
+			h.answers++
+		}
+		if newer(&g.State, &h.base) {
+			h.base, h.past = g.State, g.History
+		}
+		if h.promised.Less(g.Promised) && g.Promised.Server != r.cfg.Self {
+			h.promised = g.Promised
+		}
+	}
+	for _, p := range r.peers {
+		g := p.answer()
+		if g == nil {
+			continue
+		}
+		if p.id == h.base.Master && g.Role == wire.RoleMaster {
+			h.master = g
+		}
+		if !g.UUID.IsZero() && splitBrain(h.past, &h.base, g.History, &g.State) {
+			h.other = p.id
+		}
+	}
+	return h
+}
+
+// answer is what the peer said since it was asked, nil when it has not.
+func (p *peer) answer() *wire.Greeting {
+	if p.asked {
+		return nil
+	}
+	return p.greeting
+}
+
 // judge decides whether this server may be promoted, from what everyone who
 // answers knows. It returns the newest state known.
 func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
-	base, past, answers := r.hard.State, r.hard.History, 1
-	promised := record.Epoch{}
-	if r.hard.Promised.Server != r.cfg.Self {
-		promised = r.hard.Promised
-	}
-	for _, p := range r.peers {
-		if g := p.greeting; g != nil && !p.asked {
-			if r.knows(&base, g, p.id) {
-				answers++
-			}
-			if newer(&g.State, &base) {
-				base, past = g.State, g.History
-			}
-			if promised.Less(g.Promised) && g.Promised.Server != r.cfg.Self {
-				promised = g.Promised
-			}
-		}
-	}
+	h := r.hear()
 	rep := &PromoteReport{}
-	known, same := r.last.Seq, r.last.Seq
-	rep.Servers = append(rep.Servers, PromoteLine{r.cfg.Self, true, r.role, r.last.Seq, r.hard.Following, inSync(&base, r.cfg.Self)})
+	rep.Servers = append(rep.Servers, PromoteLine{r.cfg.Self, true, r.role, r.last.Seq, r.hard.Following, inSync(&h.base, r.cfg.Self)})
+	known, same := max(r.last.Seq, r.s.line, r.commit), r.last.Seq
 	if r.s.beat != nil {
 		known = max(known, r.s.beat.Last)
 	}
-	known = max(known, r.s.line, r.commit)
-	var master *wire.Greeting
-	var other record.ServerID // one that answers from the other side of a split brain
 	for _, p := range r.peers {
-		line := PromoteLine{Server: p.id, InSync: inSync(&base, p.id)}
-		if g := p.greeting; g != nil && !p.asked {
+		line := PromoteLine{Server: p.id, InSync: inSync(&h.base, p.id)}
+		if g := p.answer(); g != nil {
 			line.Answers, line.Role, line.Last, line.Epoch = true, g.Role, g.Last.Seq, g.Following
 			known = max(known, g.Last.Seq)
 			if !r.hasFollowed(g.Following) {
@@ -161,26 +195,20 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 				// numbers name its records, and ours of those numbers are others.
 				same = min(same, common(r.hard.History, r.last.Seq, g.History, g.Last.Seq))
 			}
-			if p.id == base.Master && g.Role == wire.RoleMaster {
-				master = g
-			}
-			if !g.UUID.IsZero() && splitBrain(past, &base, g.History, &g.State) {
-				other = p.id
-			}
 		}
-		if p.id == base.Master && p.lastHeard > 0 {
+		if p.id == h.base.Master && p.lastHeard > 0 {
 			rep.SilentFor = int64(r.now.Sub(p.lastHeard))
 		}
 		rep.Servers = append(rep.Servers, line)
 	}
-	r.verdict(ask, rep, &base, answers, promised, master, other)
+	r.verdict(ask, rep, h)
 	if rep.Needs == "" || mutated("miss only what is longer") {
 		same = r.last.Seq // by the rules nothing that others hold there was committed
 	}
 	if known > same {
 		rep.MissingFirst, rep.MissingLast = same+1, known
 	}
-	return rep, base
+	return rep, h.base
 }
 
 // hasFollowed reports whether epoch e is of this server's past.
@@ -189,12 +217,12 @@ func (r *Replica) hasFollowed(e record.Epoch) bool {
 }
 
 // verdict fills in whether, and with which flag, the promotion is allowed.
-func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, answers int, promised record.Epoch, master *wire.Greeting, other record.ServerID) {
+func (r *Replica) verdict(ask Promote, rep *PromoteReport, h *heard) {
 	needs := func(flag, format string, args ...any) {
 		rep.Needs, rep.Reason = flag, fmt.Sprintf(format, args...)
 	}
 	rep.Allowed = true
-	n := len(base.Members)
+	base, n := &h.base, len(h.base.Members)
 	switch {
 	case !r.splitBy.IsZero():
 		rep.Allowed = false
@@ -208,29 +236,29 @@ func (r *Replica) verdict(ask Promote, rep *PromoteReport, base *wire.State, ans
 		needs("accept-loss", "this server's past is not believed: %s", r.forgot)
 	case !inSync(base, r.cfg.Self) && !mutated("promote a server that is not in sync"):
 		needs("accept-loss", "state %d of epoch %v has %s in sync, not this server", base.Number, base.Epoch, names(ids(base.InSync)))
-	case master != nil:
+	case h.master != nil:
 		rep.Graceful = true
 		rep.Reason = fmt.Sprintf("the master %v answers and steps down itself", base.Master)
-	case !other.IsZero() && !mutated("take a side of others' split brain"):
+	case !h.other.IsZero() && !mutated("take a side of others' split brain"):
 		// This server may have seen neither side's epoch, and so be split from nobody itself.
-		needs("accept-loss", "split brain: epoch %v and what server %v holds both went on; choose a side first, on a server that has one: blockrepl resolve %s --keep SERVER", base.Epoch, other, r.cfg.Create.Name)
+		needs("accept-loss", "split brain: epoch %v and what server %v holds both went on; choose a side first, on a server that has one: blockrepl resolve %s --keep SERVER", base.Epoch, h.other, r.cfg.Create.Name)
 	case !r.hard.Vow.IsZero() && r.hard.Vow == base.Epoch && !mutated("break the vow of an orderly stop"):
 		needs("old-master-dead", "this server stopped in order under the master %v, which may be answering reads since without asking it", base.Master)
 	case base.Master == r.cfg.Self:
 		rep.Reason = "this server was the master; nobody knows a newer state"
-		if answers < majority(n) || base.OnDegraded != wire.Suspend || n < 3 || base.Epoch.Less(promised) {
-			needs("old-master-dead", "a newer mastership can have begun without this server: %d of %d members answer", answers, n)
+		if h.answers < majority(n) || base.OnDegraded != wire.Suspend || n < 3 || base.Epoch.Less(h.promised) {
+			needs("old-master-dead", "a newer mastership can have begun without this server: %d of %d members answer", h.answers, n)
 		}
-	case base.Epoch.Less(promised):
-		needs("old-master-dead", "epoch %v is promised to %v, of which nobody who answers knows the outcome", promised, promised.Server)
+	case base.Epoch.Less(h.promised):
+		needs("old-master-dead", "epoch %v is promised to %v, of which nobody who answers knows the outcome", h.promised, h.promised.Server)
 	case base.OnDegraded != wire.Suspend:
 		needs("old-master-dead", "the master %v does not answer, and with on_degraded = continue it may have gone on without this server", base.Master)
 	case n < 3:
 		needs("old-master-dead", "the master %v does not answer, and no third server can tell whether it went on without this one", base.Master)
-	case answers < majority(n) && !mutated("promote without a majority"):
-		needs("old-master-dead", "the master %v does not answer, and only %d of %d members do", base.Master, answers, n)
+	case h.answers < majority(n) && !mutated("promote without a majority"):
+		needs("old-master-dead", "the master %v does not answer, and only %d of %d members do", base.Master, h.answers, n)
 	default:
-		rep.Reason = fmt.Sprintf("the master %v does not answer; %d of %d members do, and a change of the in-sync set would be known to one", base.Master, answers, n)
+		rep.Reason = fmt.Sprintf("the master %v does not answer; %d of %d members do, and a change of the in-sync set would be known to one", base.Master, h.answers, n)
 	}
 	switch rep.Needs {
 	case "accept-loss":
