@@ -1,8 +1,10 @@
 package sim
 
 import (
+	"bufio"
 	"bytes"
 	"io"
+	"sync"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
@@ -24,6 +26,10 @@ type damaged struct {
 // flipsMax is how many bits of a frame are flipped at most. CRC-32C finds any
 // three of a frame's bits (Hamming distance 4 beyond any length that is allowed).
 const flipsMax = 3
+
+// readers are as large as a link's, so that wire.NewReader takes them as they are: to
+// make one for each frame was a third of all that schedules allocate.
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 256<<10) }}
 
 // carry gives what arrives of msg: mostly msg itself.
 func (s *Sim) carry(n *node, msg wire.Message) wire.Message {
@@ -47,7 +53,10 @@ func (s *Sim) carry(n *node, msg wire.Message) wire.Message {
 		}
 	}
 	// Behind a frame whose length was changed there would be the next one.
-	f, err := wire.NewReader(io.MultiReader(bytes.NewReader(bytes.Clone(s.frame)), s.noise())).Next()
+	in := readers.Get().(*bufio.Reader)
+	in.Reset(io.MultiReader(bytes.NewReader(s.frame), s.noise()))
+	f, err := wire.NewReader(in).Next()
+	readers.Put(in)
 	switch {
 	case flip && err == nil && bytes.Equal(s.frame, w.AppendTo(nil)):
 		return f.Message // two flips of one bit

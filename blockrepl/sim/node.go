@@ -30,8 +30,9 @@ type node struct {
 	rep       *replica.Replica
 	eff       replica.Effects
 	in        inbox
-	queued    bool // in Sim.ready
-	scheduled bool // an evRound is on the heap
+	taken     []replica.Event // of the last round, for reuse
+	queued    bool            // in Sim.ready
+	scheduled bool            // an evRound is on the heap
 	busyUntil int64
 	paused    bool
 	pausedTo  int64
@@ -248,7 +249,7 @@ func (n *node) round() {
 		n.s.tell(n.i, "wakes")
 	}
 	in := n.in
-	n.in = inbox{}
+	n.in = inbox{events: n.taken[:0]}
 	now := n.now()
 	n.rep.SetWall(1<<60 + n.s.now)
 	if in.stored > 0 {
@@ -273,6 +274,8 @@ func (n *node) round() {
 		n.nextTick = now.Add(peerTimeout / 8)
 		n.step(now, replica.Tick{})
 	}
+	clear(in.events)
+	n.taken = in.events
 	n.finish()
 	if n.up && chance(n.s.dice.node, 0.5) {
 		n.busyUntil = n.s.now + n.s.dice.node.Int64N(int64(200*time.Microsecond))
