@@ -232,38 +232,6 @@ func (r *Replica) stranger(g *wire.Greeting) string {
 	return ""
 }
 
-// split notices two masterships that both went on, and then keeps apart from
-// the peer until the operator resolves it.
-func (r *Replica) split(p *peer, g *wire.Greeting) bool {
-	if r.blank() || g.UUID.IsZero() || !splitBrain(r.hard.History, &r.hard.State, g.History, &g.State) {
-		if p.split {
-			p.split = false
-			r.splitBy = r.splitPeer()
-			r.note("split brain is resolved", "peer", p.id.String())
-		}
-		return false
-	}
-	reason := fmt.Sprintf("split brain: epoch %v there and epoch %v here both went on", g.State.Epoch, r.hard.State.Epoch)
-	if !p.split {
-		r.warn("split brain: choose a side with: blockrepl resolve "+r.cfg.Create.Name+" --keep SERVER",
-			"peer", p.id.String(), "ours", r.hard.State.Epoch.String(), "theirs", g.State.Epoch.String())
-	}
-	p.split = true
-	r.splitBy = r.splitPeer()
-	r.setState(p, Down, reason)
-	return true
-}
-
-// splitPeer is a server on the other side of a split brain, zero when there is none.
-func (r *Replica) splitPeer() record.ServerID {
-	for _, p := range r.peers {
-		if p.split {
-			return p.id
-		}
-	}
-	return record.ServerID{}
-}
-
 // hearMemory takes in what the peer remembers of us and of others (rule 10).
 func (r *Replica) hearMemory(p *peer, g *wire.Greeting) {
 	for _, m := range g.Memory {
