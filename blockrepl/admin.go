@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -28,6 +29,7 @@ func (s *Server) AdminHandler() http.Handler {
 	s.command(mux, "forget", handleForget)
 	s.command(mux, "resolve", handleResolve)
 	s.command(mux, "resize", handleResize)
+	s.command(mux, "set", handleSet)
 	s.command(mux, "verify", handleVerify)
 	s.command(mux, "init", handleInit)
 	s.query(mux, "journal", streamJournal)
@@ -169,6 +171,37 @@ func handleResize(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 		return nil, err
 	}
 	return q, nil
+}
+
+func handleSet(ctx context.Context, v *Volume, body io.Reader) (any, error) {
+	var q SetRequest
+	if err := readBody(body, &q); err != nil {
+		return nil, err
+	}
+	var policy wire.OnDegraded
+	switch q.OnDegraded {
+	case "":
+	case wire.Suspend.String():
+		policy = wire.Suspend
+	case wire.Continue.String():
+		policy = wire.Continue
+	default:
+		return nil, fmt.Errorf("%w: on_degraded %q: want suspend or continue", errBadRequest, q.OnDegraded)
+	}
+	if q.KeepBytes < 0 {
+		return nil, fmt.Errorf("%w: keep of %d bytes", errBadRequest, q.KeepBytes)
+	}
+	_, err := v.command(ctx, func(id uint64) replica.Event {
+		return replica.SetOptions{ID: id, OnDegraded: policy, Keep: q.KeepBytes}
+	})
+	if err != nil {
+		return nil, err
+	}
+	view, err := v.view(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return SetReport{Volume: v.name, OnDegraded: view.Config.OnDegraded.String(), KeepBytes: view.Config.Keep}, nil
 }
 
 func answerJSON(w http.ResponseWriter, v any) {

@@ -114,6 +114,9 @@ func TestCommandsAreAnsweredOrRefusedWithTheWayOut(t *testing.T) {
 		{"0", "resolve", `{"keep":"a"}`, "refused"},
 		{"0", "resize", `{"size_bytes":1000}`, "bad-request"},
 		{"0", "resize", `{"size_bytes":512}`, "refused"},
+		{"1", "set", `{"on_degraded":"continue"}`, "refused"},
+		{"0", "set", `{"on_degraded":"perhaps"}`, "bad-request"},
+		{"0", "set", `{"keep_bytes":-1}`, "bad-request"},
 		{"0", "verify", `{}`, "refused"},
 	} {
 		e, status := ask[CommandError](t, c.servers[q.server[0]-'0'], "POST", "/v1/volumes/vol0/"+q.path, q.body)

@@ -62,6 +62,20 @@ type ResizeRequest struct {
 	SizeBytes int64 `json:"size_bytes"`
 }
 
+// SetRequest is the body of POST /v1/volumes/{name}/set, asked of the master. What
+// is empty or 0 stays as it is.
+type SetRequest struct {
+	OnDegraded string `json:"on_degraded"` // suspend, continue
+	KeepBytes  int64  `json:"keep_bytes"`
+}
+
+// SetReport is its answer: what is in force now.
+type SetReport struct {
+	Volume     string `json:"volume"`
+	OnDegraded string `json:"on_degraded"`
+	KeepBytes  int64  `json:"keep_bytes"`
+}
+
 // InitRequest is the body of POST /v1/volumes/{name}/init, asked of the server
 // whose image the volume shall come from.
 type InitRequest struct {

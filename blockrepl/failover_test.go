@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -167,6 +169,36 @@ func TestContinueGoesOnWithoutASlave(t *testing.T) {
 	c.await(0, "degraded", func(s VolumeStatus) bool { return s.State == StateDegraded && len(s.InSync) == 1 })
 	c.start(1)
 	c.awaitHealthy(0, 1)
+	c.equalImages(0, 1)
+}
+
+// The options of a volume could not be changed once it existed, whatever the
+// configuration said.
+func TestOptionsOfAVolumeChangeOnAllServersAndStay(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	r := seeded(t)
+	c.start(0, 1)
+	cl := c.connect(0, "client")
+	cl.write(0, noise(r, 4096))
+	c.awaitHealthy(0, 1)
+	e, status := ask[CommandError](t, c.servers[1], "POST", "/v1/volumes/vol0/set", `{"on_degraded":"continue"}`)
+	if status != http.StatusConflict || !strings.Contains(e.Error, "the master is a") {
+		t.Fatalf("set at a slave: %d %+v", status, e)
+	}
+	set, status := ask[SetReport](t, c.servers[0], "POST", "/v1/volumes/vol0/set", `{"on_degraded":"continue","keep_bytes":12345678}`)
+	if status != http.StatusOK || set.OnDegraded != "continue" || set.KeepBytes != 12345678 {
+		t.Fatalf("set: %d %+v", status, set)
+	}
+	c.await(1, "told", func(s VolumeStatus) bool { return s.OnDegraded == "continue" && s.KeepBytes == 12345678 })
+	c.kill(1)
+	cl.write(4096, noise(r, 4096)) // goes on alone
+	c.kill(0)
+	c.start(0, 1)
+	for i := range 2 {
+		c.await(i, "still so", func(s VolumeStatus) bool {
+			return s.State == StateHealthy && s.OnDegraded == "continue" && s.KeepBytes == 12345678
+		})
+	}
 	c.equalImages(0, 1)
 }
 

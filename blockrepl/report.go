@@ -79,7 +79,7 @@ func fillView(st *VolumeStatus, view *replica.View) {
 	}
 	st.Members = append(st.Members, idNames(c.Members)...)
 	st.Master = c.Master.String()
-	st.OnDegraded = policyName(c.OnDegraded)
+	st.OnDegraded, st.KeepBytes = c.OnDegraded.String(), c.Keep
 	st.Shared, st.Holder = c.Shared, view.Holder
 	st.Counters = view.Counters
 	if st.Counters == nil {
@@ -121,13 +121,6 @@ func roleName(r wire.Role) string {
 		return "failed"
 	}
 	return "slave"
-}
-
-func policyName(p wire.OnDegraded) string {
-	if p == wire.Continue {
-		return "continue"
-	}
-	return "suspend"
 }
 
 func (cs *clients) status() []ClientStatus {

@@ -47,6 +47,7 @@ type VolumeStatus struct {
 	Master       string      `json:"master"`
 	Authority    string      `json:"authority"` // operator
 	OnDegraded   string      `json:"on_degraded"`
+	KeepBytes    int64       `json:"keep_bytes"` // records are kept for servers that are away up to this
 	Shared       bool        `json:"shared"`
 	Holder       string      `json:"holder"`
 	JournalBytes int64       `json:"journal_bytes"`

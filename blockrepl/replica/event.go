@@ -127,6 +127,13 @@ type Resize struct {
 	Size int64
 }
 
+// SetOptions: the operator changes options of the volume.
+type SetOptions struct {
+	ID         uint64          // answered by a Result
+	OnDegraded wire.OnDegraded // 0: as it is
+	Keep       int64           // bytes; 0: as it is
+}
+
 // InitStart: the operator is about to give this server's image the content that the
 // volume will begin with. From its Result on the volume comes into being by Init
 // only, also after a restart.
@@ -162,6 +169,7 @@ func (Promote) event()        {}
 func (Forget) event()         {}
 func (Resolve) event()        {}
 func (Resize) event()         {}
+func (SetOptions) event()     {}
 func (InitStart) event()      {}
 func (Init) event()           {}
 func (Stop) event()           {}

@@ -99,9 +99,10 @@ func (r *Replica) onStateUpdate(p *peer, u *wire.StateUpdate) {
 		return
 	}
 	if newer(&st, &r.hard.State) {
+		old := r.hard.State
 		r.hard.State = st
 		r.setPeers(st.Members)
-		r.note("in-sync set changed", "epoch", st.Epoch.String(), "number", st.Number, "in_sync", names(ids(st.InSync)))
+		r.noteState(&old, &st)
 		r.unresolved()
 	}
 	session := p.session
@@ -152,18 +153,29 @@ func (r *Replica) settleChange() {
 	// Durable here before the first commit that relies on it: after a restart
 	// nobody may take this server's state for the older one.
 	c.settled = true
+	old := r.hard.State
 	r.hard.State, r.hard.Proposed = c.state, nil
 	r.saveHard(func() {
 		if r.m != nil && r.m.change == c {
+			r.noteState(&old, &c.state)
 			r.inForce(c)
 		}
 	})
 }
 
+// noteState tells people what became of the volume's state.
+func (r *Replica) noteState(old, st *wire.State) {
+	if old.OnDegraded != st.OnDegraded || old.Keep != st.Keep {
+		r.note("options changed", "epoch", st.Epoch.String(), "number", st.Number, "on_degraded", st.OnDegraded.String(), "keep", st.Keep)
+	}
+	if !slices.Equal(old.InSync, st.InSync) {
+		r.note("in-sync set changed", "epoch", st.Epoch.String(), "number", st.Number, "in_sync", names(ids(st.InSync)))
+	}
+}
+
 // inForce lets writes wait for the new set only.
 func (r *Replica) inForce(c *change) {
 	r.m.change, r.m.union = nil, nil
-	r.note("in-sync set changed", "epoch", c.state.Epoch.String(), "number", c.state.Number, "in_sync", names(ids(c.state.InSync)))
 	for _, p := range r.peers {
 		p.admitting = false
 		if p.joined {

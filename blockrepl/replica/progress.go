@@ -239,7 +239,7 @@ func (r *Replica) missing(p *peer, silent bool) {
 		r.hard.State = without(r.hard.State, p.id)
 		return
 	}
-	if !silent || !r.waited(p.id) || r.hard.State.OnDegraded != wire.Continue || r.m.change != nil && !inSync(&r.m.change.state, p.id) {
+	if !silent || !r.waited(p.id) || !r.continues() || r.m.change != nil && !inSync(&r.m.change.state, p.id) {
 		return
 	}
 	if len(r.hard.State.InSync) > 1 && inSync(&r.hard.State, p.id) {

@@ -188,6 +188,8 @@ func (r *Replica) take(ev Event) {
 		r.resolve(ev)
 	case Resize:
 		r.resize(ev)
+	case SetOptions:
+		r.setOptions(ev)
 	case InitStart:
 		r.initStart(ev)
 	case Init:
@@ -392,6 +394,8 @@ func (r *Replica) takeFailed(ev Event) {
 	case Resolve:
 		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
 	case Resize:
+		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
+	case SetOptions:
 		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})
 	case InitStart:
 		r.out.Results = append(r.out.Results, Result{ID: ev.ID, Err: err})

@@ -107,6 +107,9 @@ func stateText(st *wire.State) string {
 	if st.Forced {
 		forced = ", forced"
 	}
+	if st.OnDegraded == wire.Continue {
+		forced += ", continue"
+	}
 	return fmt.Sprintf("%d of %v, in sync %s%s", st.Number, st.Epoch, names(ids(st.InSync)), forced)
 }
 

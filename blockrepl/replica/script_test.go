@@ -34,6 +34,7 @@ import (
 //	promote a [dry-run] [old-master-dead] [accept-loss]
 //	forget a b [force]        at a, forget b
 //	resolve a, resize a N, stop a, init-start a, init a
+//	set a [suspend] [continue] [keep N]
 //	forge a b ack EPOCH N [bad-sum] [other-incarnation]   as a, to b
 //	space a N                 so many bytes are free
 //	lose a N                  its journal, stopped, ends with number N
@@ -232,6 +233,17 @@ func (s *script) ask(n *node, what string, args []string, has func(string) bool)
 		n.step(Resolve{ID: id})
 	case "resize":
 		n.step(Resize{ID: id, Size: s.number(args[0])})
+	case "set":
+		ev := SetOptions{ID: id}
+		if has("suspend") {
+			ev.OnDegraded = wire.Suspend
+		} else if has("continue") {
+			ev.OnDegraded = wire.Continue
+		}
+		if i := slices.Index(args, "keep"); i >= 0 {
+			ev.Keep = s.number(args[i+1])
+		}
+		n.step(ev)
 	case "stop":
 		n.step(Stop{ID: id, Handover: true})
 	case "init-start":

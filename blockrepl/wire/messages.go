@@ -1,6 +1,10 @@
 package wire
 
-import "github.com/blockrepl/blockrepl/journal/record"
+import (
+	"fmt"
+
+	"github.com/blockrepl/blockrepl/journal/record"
+)
 
 // Message is one of the structs of this file, by pointer. Each travels in one
 // frame, tagged with the volume it speaks of.
@@ -14,6 +18,16 @@ const (
 	Suspend  OnDegraded = 1 // writes wait until it is back or forgotten
 	Continue OnDegraded = 2 // the operator has allowed the shrink beforehand
 )
+
+func (d OnDegraded) String() string {
+	switch d {
+	case Suspend:
+		return "suspend"
+	case Continue:
+		return "continue"
+	}
+	return fmt.Sprintf("policy %d", uint8(d))
+}
 
 // Member is a server of the in-sync set with the incarnation that was found equal.
 type Member struct {

@@ -180,7 +180,7 @@ func volumePath(name, command string) string {
 	return "/v1/volumes/" + url.PathEscape(name) + "/" + command
 }
 
-// command is what promote, forget, resolve, resize and verify have in common:
+// command is what promote, forget, resolve, resize, set and verify have in common:
 // ask, and print the answer as JSON or by show.
 func (a *admin) command(c *cli.Context, path string, in, out any, show func(io.Writer)) error {
 	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))

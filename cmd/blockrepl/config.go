@@ -39,7 +39,8 @@ type ServerConfig struct {
 }
 
 // VolumeConfig is one volume. What the volume has at its creation is its own
-// afterwards: size, servers, on_degraded and shared are then changed by command.
+// afterwards: size is then changed by `blockrepl resize`, on_degraded and keep by
+// `blockrepl set`; servers and shared stay.
 type VolumeConfig struct {
 	Name       string   `toml:"name"`
 	Size       Size     `toml:"size"`

@@ -53,7 +53,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:         func(*cli.Context, error) {}, // report prints and main exits
 		Commands: []*cli.Command{
 			serveCommand(), checkCommand(), devCommand(), certCommand(),
-			statusCommand(), promoteCommand(), forgetCommand(), resolveCommand(), resizeCommand(), initCommand(), verifyCommand(),
+			statusCommand(), promoteCommand(), forgetCommand(), resolveCommand(), resizeCommand(), setCommand(), initCommand(), verifyCommand(),
 			journalCommand(), attachCommand(),
 			versionCommand(), completionCommand(),
 		},

@@ -109,6 +109,7 @@ func TestServeReportsReadinessServesAndStops(t *testing.T) {
 		{[]string{"status", "nosuch", "--admin", admin}, 1, "no volume"},
 		{[]string{"promote", "nosuch", "--admin", admin}, 1, "its volumes are: vol0"},
 		{[]string{"resize", "vol0", "128MiB", "--admin", admin}, 0, "128MiB"},
+		{[]string{"set", "vol0", "keep=2GiB", "--admin", admin}, 0, "on_degraded suspend, keep 2GiB"},
 	} {
 		code, out, errs := runHere(t, tt.args...)
 		if code != tt.code || !strings.Contains(out+errs, tt.want) {
