@@ -19,7 +19,9 @@
 //	         overtaken (net.go), the sender's cursors (stream.go)
 //	copying  the extents of a resync (resync.go)
 //	client   writes, reads, moves to another server and sends again (client.go)
-//	faults   what goes wrong, each by its name (faults.go)
+//	profile  what a seed decides about a whole schedule (profile.go)
+//	faults   what goes wrong, each by its name (faults.go); servers that lose what they
+//	         had acknowledged (damage.go)
 //	operator promotes, forgets, stops, by the rules that its commands name (operator.go)
 //	init     volumes that are created by command, from what an image holds (init.go)
 //	careless an operator who heeds no warning, and what may be lost by it (careless.go)

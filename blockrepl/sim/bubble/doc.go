@@ -17,6 +17,7 @@
 //	machine   one server's disk, process, crashes           machine_test.go
 //	disk      a crashable file system with faults           disk_test.go
 //	network   connections; one driver delivers              net_test.go
+//	port      what a server sees of the network             port_test.go
 //	client    writes, moves elsewhere, sends again          client_test.go
 //	operator  commands by the rules that status states      operator_test.go
 //	history   what clients saw; is it one disk?             history_test.go

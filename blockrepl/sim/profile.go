@@ -1,0 +1,133 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+)
+
+// Options say what a schedule is drawn from.
+type Options struct {
+	Off    []string      // names of faults that never strike
+	Length time.Duration // of the time of faults; 0: drawn
+	Marks  *Marks        // counts fault × state; nil: not wanted
+}
+
+// profile is what a seed decides about a whole schedule. Each schedule has only
+// some of the faults, so that rare meetings of a few of them come about.
+type profile struct {
+	nodes, clients, sectors int
+	policy                  wire.OnDegraded
+	shared                  bool
+	keep                    int64
+	free                    int64
+	latency, disk           time.Duration
+	checkpoint, copy        time.Duration
+	think, fin              time.Duration
+	depth                   int
+	reads, move             float64
+	lose, double, overtake  float64
+	first, length, wind     time.Duration
+	every                   time.Duration // between faults
+	weight                  [faults]float64
+	total                   float64
+
+	// Drawn by drawHarsh.
+	corrupt, encode float64 // of frames: bits are flipped, really encoded
+	bare            float64 // of clients: without a token
+	careless        bool    // the operator does what loses writes
+	init            bool    // images hold something, and the operator creates the volume
+}
+
+func pick[T any](r *rand.Rand, list ...T) T { return list[r.IntN(len(list))] }
+
+func drawProfile(r *rand.Rand, opt Options) profile {
+	ms := time.Millisecond
+	p := profile{
+		nodes: pick(r, 1, 2, 2, 3, 3, 3, 3, 4, 5), clients: 1 + r.IntN(3), sectors: pick(r, 8, 16, 32),
+		policy: pick(r, wire.Suspend, wire.Suspend, wire.Suspend, wire.Continue), shared: r.IntN(2) == 0,
+		keep: pick[int64](r, 1<<10, 8<<10, 1<<30), free: 1 << 40,
+		latency: pick(r, 100*time.Microsecond, ms, 4*ms), disk: pick(r, 200*time.Microsecond, ms, 5*ms),
+		checkpoint: pick(r, 5*ms, 50*ms, 300*ms), copy: pick(r, ms, 10*ms, 40*ms),
+		think: pick(r, 2*ms, 8*ms, 20*ms), fin: pick(r, ms, 20*ms, 2*peerTimeout),
+		depth: 1 + r.IntN(pendingMax), reads: 0.1 + 0.5*r.Float64(), move: pick(r, 0, 0.002, 0.02),
+		lose: pick(r, 0, 0.01, 0.1), double: pick(r, 0, 0.02), overtake: pick(r, 0, 0.02, 0.1),
+		first:  time.Duration(r.IntN(600)) * ms,
+		length: time.Duration(1000+r.IntN(3000)) * ms, wind: 300 * ms,
+		every: pick(r, 40*ms, 120*ms, 400*ms),
+	}
+	if opt.Length > 0 {
+		p.length = opt.Length
+	}
+	base := [faults]float64{fCrash: 4, fPower: 3, fPause: 3, fCut: 3, fIsolate: 2, fOneWay: 2, fSlowDisk: 2, fSickDisk: 0.6,
+		fReplace: 0.7, fOldCopy: 0.7, fLoseTail: 0.7, fNoSpace: 0.5, fPromote: 4, fOldDead: 2, fForget: 3, fStop: 2, fResize: 0.7, fUsurp: 2}
+	for f := range faults {
+		on := r.IntN(2) == 0 || f == fCrash
+		for _, name := range opt.Off {
+			if name == f.String() {
+				on = false
+				p.drop(f)
+			}
+		}
+		if on {
+			p.weight[f] = base[f]
+			p.total += base[f]
+		}
+	}
+	return p
+}
+
+// drawHarsh draws what only some schedules have, from dice of its own: a schedule
+// without it is played as it would be if it did not exist.
+func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
+	p.corrupt, p.encode = pick(r, 0, 0, 0, 0.0005, 0.005), pick(r, 0, 0.002)
+	p.bare = pick(r, 0, 0, 0, 0.5)
+	p.careless = chance(r, 0.2) && p.nodes > 1
+	if p.careless {
+		p.drawCareless(r)
+	}
+	p.init = chance(r, 0.12)
+	for _, name := range opt.Off {
+		switch name {
+		case fCorrupt.String():
+			p.corrupt = 0
+		case fInit.String():
+			p.init = false
+		case fBare.String():
+			p.bare = 0
+		case fWildLoss.String(), fWildDead.String(), fWildForget.String(), fResolve.String():
+			f := fault(slices.Index(faultNames[:], name))
+			p.total -= p.weight[f]
+			p.weight[f] = 0
+		}
+	}
+}
+
+// drawCareless gives the operator the acts that lose writes, and takes the faults
+// away that do so by themselves: how much a disk may lose unnoticed is reckoned for
+// an operator who keeps the rules.
+func (p *profile) drawCareless(r *rand.Rand) {
+	for _, f := range []fault{fOldCopy, fLoseTail} {
+		p.total -= p.weight[f]
+		p.weight[f] = 0
+	}
+	for _, f := range []fault{fWildLoss, fWildDead, fWildForget, fResolve} {
+		p.weight[f] = 1 + float64(r.IntN(2))
+		p.total += p.weight[f]
+	}
+}
+
+func (p *profile) drop(f fault) {
+	switch f {
+	case fLose:
+		p.lose = 0
+	case fDouble:
+		p.double = 0
+	case fOvertake:
+		p.overtake = 0
+	case fMove:
+		p.move = 0
+	}
+}
