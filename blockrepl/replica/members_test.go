@@ -140,22 +140,6 @@ func TestRestartedMasterStandsByTheGrowItProposed(t *testing.T) {
 	}
 }
 
-// A slave went on naming a split brain that others had seen resolved: the server on
-// the other side had joined their epoch, and greeted nobody since.
-func TestSlaveForgetsASplitBrainByAChangeOfTheSet(t *testing.T) {
-	c := newCluster(t, 3, wire.Suspend)
-	c.start("a", "b", "c")
-	c.pass(time.Second)
-	a, b, s := c.node("a"), c.node("b"), c.node("c")
-	s.r.peer(b.id).split, s.r.splitBy = true, b.id
-	s.want(SplitBrain)
-	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id} }); res == nil || res.Err != nil {
-		t.Fatalf("forget b: %+v", res)
-	}
-	c.pass(time.Second)
-	s.want(Healthy)
-}
-
 // A server that had lost its past, and was resynced and in sync again, fell silent. Its
 // greeting from before the resync still spoke of the loss, so the master forgot it
 // without a word of force, while the others promoted it by a majority.

@@ -1,0 +1,98 @@
+package replica
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
+)
+
+func TestOtherIdentityIsRefusedWhileTheVolumeIsHeld(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "mine"))
+	op := b.write(b.open("db2", 0), 0, "theirs")
+	c.pass(50 * time.Millisecond)
+	if ok, err := b.completed(op); !ok || !errors.Is(err, ErrHeld) {
+		t.Fatalf("completed %v with %v, want ErrHeld", ok, err)
+	}
+	a.step(Gone{conn})
+	c.pass(50 * time.Millisecond)
+	op = b.write(b.open("db2", 0), 0, "now mine")
+	c.pass(50 * time.Millisecond)
+	b.mustComplete(op)
+}
+
+func TestNewerGenerationDiscardsAStalledForward(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b, cc := c.node("a"), c.node("b"), c.node("c")
+	old := b.open("db1", 1)
+	op := b.write(old, 0, "w0")
+	c.pass(50 * time.Millisecond)
+	b.mustComplete(op)
+	// The forward of W1 is stalled; the client sends W1 again at c, then W2.
+	stalled := &Op{Conn: old, Rec: draftWrite(0, "w1")}
+	var held Effects
+	b.r.Step(c.now, Submit{[]*Op{stalled}}, &held)
+	conn := cc.open("db1", 2)
+	cc.write(conn, 0, "w1")
+	op = cc.write(conn, 0, "w2")
+	c.pass(50 * time.Millisecond)
+	cc.mustComplete(op)
+	last := a.r.last.Seq
+	b.carryOut(&held)
+	c.pass(50 * time.Millisecond)
+	if a.r.last.Seq != last {
+		t.Fatalf("the master numbered %d records after the newer generation", a.r.last.Seq-last)
+	}
+	if b.aborted[old] == "" {
+		t.Fatal("the older connection was not closed")
+	}
+}
+
+// The end of an attachment stayed in the slave's hands until its next forward:
+// the volume was still held, and a slave that became master meanwhile crashed.
+func TestEndOfAnAttachmentAtASlaveFreesTheVolume(t *testing.T) {
+	c := three(t, wire.Suspend)
+	b := c.node("b")
+	conn := b.open("db1", 0)
+	b.mustComplete(b.write(conn, 0, "x"))
+	b.step(Gone{Conn: conn})
+	c.pass(100 * time.Millisecond)
+	if holder := c.node("a").r.Holder(); holder != "" {
+		t.Errorf("%q still holds the volume", holder)
+	}
+	if res := b.command(func(id uint64) Event { return Promote{ID: id} }); res == nil || res.Err != nil {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(time.Second)
+	b.want(Healthy)
+}
+
+// A code of a newer program became an I/O error, which ends a client's file system.
+func TestRefusalForAnUnknownReasonSendsTheClientAway(t *testing.T) {
+	c := three(t, wire.Suspend)
+	b := c.node("b")
+	conn := b.open("db1", 0)
+	op := b.write(conn, 0, "x")
+	c.pass(50 * time.Millisecond)
+	b.mustComplete(op)
+	c.mangle = func(_ record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Forward); ok {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	op = b.write(conn, 0, "y")
+	b.step(Received{Peer: c.node("a").id, Session: b.links[c.node("a").id], Msg: &wire.Refuse{
+		Epoch: b.r.epoch(), Attachment: op.key.attachment, Operation: op.key.operation, Code: 99, Reason: "the moon is full"}})
+	if err, ok := b.done[op.Rec.Operation]; ok {
+		t.Errorf("answered with %v", err)
+	}
+	if b.aborted[conn] == "" {
+		t.Error("the client was not sent away")
+	}
+}

@@ -1,0 +1,208 @@
+package replica
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+)
+
+func TestGracefulPromotionLosesNothing(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	res := b.command(func(id uint64) Event { return Promote{ID: id} })
+	if res == nil || res.Err != nil || !res.Report.Graceful {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(time.Second)
+	if v := b.r.View(c.now); v.Role != wire.RoleMaster || v.State != Healthy {
+		t.Fatalf("b: %+v", v)
+	}
+	op := a.write(conn, 0, "through the old master")
+	c.pass(100 * time.Millisecond)
+	a.mustComplete(op)
+}
+
+func TestTakeoverOfADeadMaster(t *testing.T) {
+	for _, tc := range []struct {
+		policy wire.OnDegraded
+		dead   bool
+		ok     bool
+	}{
+		{wire.Suspend, false, true},
+		{wire.Suspend, true, true},
+		{wire.Continue, false, false},
+		{wire.Continue, true, true},
+	} {
+		c := three(t, tc.policy)
+		a, b := c.node("a"), c.node("b")
+		conn := a.open("db1", 0)
+		a.mustComplete(a.write(conn, 0, "x"))
+		last := a.r.last
+		c.kill("a")
+		res := b.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: tc.dead} })
+		if res == nil || (res.Err == nil) != tc.ok {
+			t.Fatalf("policy %d dead %v: %+v", tc.policy, tc.dead, res)
+		}
+		if !tc.ok {
+			if res.Report.Needs != "old-master-dead" {
+				t.Fatalf("needs %q", res.Report.Needs)
+			}
+			continue
+		}
+		c.pass(3 * time.Second)
+		if b.r.last.Seq <= last.Seq || !b.r.m.serving {
+			t.Fatalf("b does not serve: %+v", b.r.View(c.now))
+		}
+		op := b.write(b.open("db1", 2), 0, "after")
+		b.mustComplete(op)
+		c.start("a")
+		c.pass(2 * time.Second)
+		for _, n := range c.nodes {
+			n.want(Healthy)
+		}
+	}
+}
+
+func TestMasterRestartsUnderAHigherEpoch(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	before := a.r.epoch()
+	c.kill("a")
+	c.start("a")
+	c.pass(3 * time.Second)
+	if !before.Less(a.r.epoch()) {
+		t.Fatalf("epoch %v after %v", a.r.epoch(), before)
+	}
+	a.want(Healthy)
+}
+
+func TestOldMastersTailIsSetAside(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.unlink(a, b)
+	c.unlink(a, c.node("c"))
+	op := a.write(conn, 0, "never acknowledged")
+	a.mustWait(op)
+	tail := a.r.last
+	if res := b.command(func(id uint64) Event { return Promote{ID: id} }); res == nil || res.Err != nil {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(3 * time.Second)
+	c.link(a, b)
+	c.link(a, c.node("c"))
+	c.pass(3 * time.Second)
+	if sum, ok := a.r.sums.at(tail.Seq); ok && sum == tail.Sum {
+		t.Fatalf("record %v survived on the old master", tail)
+	}
+	// The client's connection lives, so the write is asked for anew.
+	a.mustComplete(op)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+}
+
+// A master that was put back from an old copy took the epoch again that it had held
+// since, before any peer could tell it: two records of one epoch had the same number.
+func TestEpochIsNotTakenTwice(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+	c.kill("a")
+	log, hard, table := slices.Clone(a.log), a.hard, a.table
+	c.start("a")
+	c.pass(time.Second)
+	a.mustComplete(a.write(a.open("db1", 0), 0, "y"))
+	c.kill("a")
+	c.kill("b")
+	a.log, a.hard, a.table, a.memory = log, hard, table, nil
+	b.memory = nil
+	c.start("a")
+	c.pass(3 * time.Second)
+	if !a.hard.Following.Less(a.hard.Promised) {
+		t.Fatalf("a follows %v and has promised %v", a.hard.Following, a.hard.Promised)
+	}
+	c.start("b")
+	c.pass(3 * time.Second)
+	a.want(Diverged)
+}
+
+// A master that hung was judged, when it came back, by the greeting of the day on
+// which the volume was made: blank. It was resynced, and its records were set aside.
+func TestServerThatComesBackIsNotJudgedByAnOldGreeting(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	a.up = false // nothing runs there, its links stay
+	c.pass(3 * time.Second)
+	if res := b.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(time.Second)
+	a.up = true
+	c.pass(3 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+	for _, note := range a.notes {
+		if strings.Contains(note, "resync begins") {
+			t.Errorf("a: %s", note)
+		}
+	}
+	if len(a.aside) > 0 {
+		t.Errorf("a set %d records aside", len(a.aside))
+	}
+}
+
+// A master that was paused took its own silence for that of the others, went on
+// without them and completed what its clients had sent: a split brain.
+func TestPausedMasterHearsTheOthersBeforeItJudgesThem(t *testing.T) {
+	c := three(t, wire.Continue)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	a.up = false // nothing runs there, its links stay
+	c.pass(3 * time.Second)
+	if res := b.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote: %+v", res)
+	}
+	c.pass(2 * time.Second)
+	a.up = true
+	a.step(Tick{}) // before anything that waits in its sockets
+	op := a.write(conn, 0, "stale")
+	c.pass(4 * time.Second)
+	a.mustComplete(op) // its client's connection lives, so the successor numbered it
+	if op.seq > b.r.commit {
+		t.Errorf("number %d is completed at a; b has committed %d", op.seq, b.r.commit)
+	}
+	if v := a.r.View(c.now); v.Role != wire.RoleSlave || v.State == SplitBrain || v.Config.Master != b.id {
+		t.Errorf("the paused master is %v, %s (%s), master %v", v.Role, v.State, v.Reason, v.Config.Master)
+	}
+}
+
+// Stopping all servers at once took as long as a handover may: the master waited
+// for a slave that was gone.
+func TestStopAsksAnotherWhenTheOneItAskedIsGone(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b, third := c.node("a"), c.node("b"), c.node("c")
+	a.step(Stop{ID: 1, Handover: true})
+	c.unlink(a, b)
+	if a.r.stopTo != third.id {
+		t.Fatalf("%v is asked to take over, want %v", a.r.stopTo, third.id)
+	}
+	c.unlink(a, third)
+	if res, ok := a.results[1]; !ok || res.Err != nil {
+		t.Fatalf("the stop waits although nobody is left: %+v, %v", res, ok)
+	}
+}
