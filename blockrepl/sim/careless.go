@@ -87,7 +87,7 @@ func (o *operator) answered(s *Sim, n *node, r *replica.Result) {
 		s.marks.note(ntResolved)
 		s.truth.wild[rep.Epoch] = why
 		// One that takes itself for in sync may be out, as its master warned.
-		if n.out || !n.warned && s.prof.policy == wire.Suspend {
+		if n.out || !n.warned && s.prof.suspends() {
 			s.keeps(n)
 		}
 		return

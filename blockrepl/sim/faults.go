@@ -39,12 +39,13 @@ const (
 	fWildForget              // careless: forget --force, and no heed of its warning
 	fResolve                 // resolve
 	fInit                    // init
+	fSet                     // on_degraded and keep are changed
 	faults
 )
 
 var faultNames = [faults]string{"crash", "power", "pause", "cut", "isolate", "one-way", "slow-disk", "sick-disk",
 	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move", "corrupt", "bare",
-	"accept-loss", "wild-dead", "wild-forget", "resolve", "init"}
+	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set"}
 
 func (f fault) String() string { return faultNames[f] }
 

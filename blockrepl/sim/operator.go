@@ -74,6 +74,8 @@ func (o *operator) order(s *Sim, f fault, n *node) {
 		n.post(replica.Stop{ID: o.next, Handover: true})
 	case fUsurp:
 		o.usurp(s, n)
+	case fSet:
+		o.set(s, n)
 	case fResize:
 		if size := s.truth.top().size + 1 + r.IntN(4); size <= sectorsMax {
 			s.hit(f, n)
@@ -81,6 +83,21 @@ func (o *operator) order(s *Sim, f fault, n *node) {
 			n.post(replica.Resize{ID: o.next, Size: int64(size) * sectorBytes})
 		}
 	}
+}
+
+// set changes the volume's options, mostly at the newest master.
+func (o *operator) set(s *Sim, n *node) {
+	r := s.dice.oper
+	if st, _ := s.newest(); !st.Epoch.IsZero() && r.IntN(8) > 0 {
+		n = s.nodes[index(st.Master)]
+	}
+	if !n.up || n.dead {
+		return
+	}
+	policy, keep := pick(r, wire.Suspend, wire.Continue), pick[int64](r, 0, 1<<10, 8<<10, 1<<30)
+	s.hit(fSet, n)
+	s.tell(n.i, "set on_degraded %v, keep %d", policy, keep)
+	n.post(replica.SetOptions{ID: o.next, OnDegraded: policy, Keep: keep})
 }
 
 // forced is a forget --force under way: what it asserts binds from when it is

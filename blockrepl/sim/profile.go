@@ -89,6 +89,10 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 		p.drawCareless(r)
 	}
 	p.init = chance(r, 0.12)
+	if chance(r, 0.15) {
+		p.weight[fSet] = 3
+		p.total += p.weight[fSet]
+	}
 	for _, name := range opt.Off {
 		switch name {
 		case fCorrupt.String():
@@ -97,13 +101,17 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 			p.init = false
 		case fBare.String():
 			p.bare = 0
-		case fWildLoss.String(), fWildDead.String(), fWildForget.String(), fResolve.String():
+		case fWildLoss.String(), fWildDead.String(), fWildForget.String(), fResolve.String(), fSet.String():
 			f := fault(slices.Index(faultNames[:], name))
 			p.total -= p.weight[f]
 			p.weight[f] = 0
 		}
 	}
 }
+
+// suspends reports whether the volume never goes on without a server that was not
+// forgotten.
+func (p *profile) suspends() bool { return p.policy == wire.Suspend && p.weight[fSet] == 0 }
 
 // drawCareless gives the operator the acts that lose writes, and takes the faults
 // away that do so by themselves: how much a disk may lose unnoticed is reckoned for
