@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/blockrepl/blockrepl/blockrepl"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 )
 
@@ -146,7 +147,7 @@ func (s *schedule) profile() {
 		w.volume.Keep = 64 << 10 // absent servers need a resync
 	}
 	w.net.delay = []time.Duration{100 * time.Microsecond, 2 * time.Millisecond, 50 * time.Millisecond}[r.IntN(3)]
-	all := []string{"kill", "power", "kill in a call", "one way", "both ways", "reset", "damage", "promote", "old dead", "take over", "take over", "forget", "stop", "wall", "journal error", "image error", "power all"}
+	all := []string{"kill", "power", "kill in a call", "one way", "both ways", "reset", "damage", "promote", "old dead", "take over", "take over", "forget", "set", "stop", "wall", "journal error", "image error", "power all"}
 	for _, name := range all {
 		if r.IntN(2) == 0 {
 			s.names = append(s.names, name)
@@ -289,6 +290,11 @@ func (s *schedule) fault(name string) {
 		s.op.oldDead(m)
 	case "forget":
 		s.op.forget(m, other, r.IntN(3) == 0)
+	case "set":
+		if st, ok := m.status(); ok && st.Master != "" {
+			m = w.machine(st.Master)
+		}
+		s.op.run(m, "set", blockrepl.SetRequest{OnDegraded: []string{"", "suspend", "continue"}[r.IntN(3)], KeepBytes: []int64{0, 64 << 10, 1 << 30}[r.IntN(3)]}, nil)
 	case "stop":
 		s.later.Go(func() { s.op.stop(m) })
 	}
