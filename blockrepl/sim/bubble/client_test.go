@@ -263,7 +263,7 @@ func (a *attached) answer(o *operation, err error) {
 			o.err = err
 			close(o.done)
 		} else if err != nil {
-			// What an earlier copy did is not known.
+			c.w.history.refused(o)
 			c.w.tell("client %d: operation %d is refused by %s: %v", c.i, o.id, a.p.m.name, err)
 			c.w.refuse(err)
 		}

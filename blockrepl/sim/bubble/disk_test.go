@@ -40,6 +40,9 @@ type disk struct {
 	faults []*fault
 }
 
+// roomy is how much is free on a disk that is not full, in bytes.
+const roomy = 1 << 40
+
 // fault happens at a changing call of a place: "journal", "images" or "other".
 type fault struct {
 	place string
@@ -53,7 +56,7 @@ type fault struct {
 
 func newDisk(mem *vfs.MemFS, seed, boot uint64) *disk {
 	d := &disk{mem: mem, rng: rand.New(rand.NewPCG(seed, 'd'<<32|boot)), calls: map[string]int{}}
-	d.free.Store(1 << 40)
+	d.free.Store(roomy)
 	d.fs = errorfs.Wrap(mem, errorfs.InjectorFunc(d.inject))
 	return d
 }

@@ -106,6 +106,16 @@ func (h *history) end(o *operation, where string) {
 	}
 }
 
+// refused takes out a change that was answered with an error: nobody may ever read
+// it. What an earlier copy did is not known; then it stays, without an end.
+func (h *history) refused(o *operation) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(o.call) == 1 {
+		h.ops = slices.DeleteFunc(h.ops, func(x *operation) bool { return x == o })
+	}
+}
+
 func (h *history) counts() (acked, reads int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

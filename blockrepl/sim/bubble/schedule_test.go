@@ -147,7 +147,7 @@ func (s *schedule) profile() {
 		w.volume.Keep = 64 << 10 // absent servers need a resync
 	}
 	w.net.delay = []time.Duration{100 * time.Microsecond, 2 * time.Millisecond, 50 * time.Millisecond}[r.IntN(3)]
-	all := []string{"kill", "power", "kill in a call", "one way", "both ways", "reset", "damage", "promote", "old dead", "take over", "take over", "forget", "set", "stop", "wall", "journal error", "image error", "power all"}
+	all := []string{"kill", "power", "kill in a call", "one way", "both ways", "isolate", "reset", "full", "damage", "promote", "old dead", "take over", "take over", "forget", "set", "stop", "wall", "journal error", "image error", "power all"}
 	for _, name := range all {
 		if r.IntN(2) == 0 {
 			s.names = append(s.names, name)
@@ -240,6 +240,20 @@ func (s *schedule) fault(name string) {
 			time.Sleep(wait)
 			w.net.block(m.name, other.name, false)
 			w.net.block(other.name, m.name, false)
+		})
+	case "isolate":
+		wait := time.Duration(r.ExpFloat64() * float64(3*time.Second))
+		w.isolate(m, true)
+		s.later.Go(func() {
+			time.Sleep(wait)
+			w.isolate(m, false)
+		})
+	case "full":
+		wait := time.Duration(r.ExpFloat64() * float64(3*time.Second))
+		p.disk.free.Store(journalReserve * 3 / 4)
+		s.later.Go(func() {
+			time.Sleep(wait)
+			p.disk.free.Store(roomy)
 		})
 	case "reset":
 		w.net.reset(m.name, other.name)
