@@ -153,7 +153,7 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 	}
 	r.stopResync() // from another master, or over another link; it goes on when this Join is durable
 	newEpoch := r.hard.Following != j.Epoch
-	if m := r.hard.Resync; m != nil && !j.Resync && gaveUp(j.History, r.hard.Following, m.High) {
+	if m := r.hard.Resync; m != nil && !j.Resync && m.High > common(r.hard.History, max(r.last.Seq, m.High), j.History, j.Last) {
 		r.warn("extents that were copied hold records which were given up; copying anew", "high", uint64(m.High), "epoch", j.Epoch.String())
 		m.Offset, m.High, m.Target = 0, m.Base, 0
 		r.resy.ending = false

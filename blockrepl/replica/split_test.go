@@ -95,3 +95,63 @@ func TestSlaveForgetsASplitBrainByAChangeOfTheSet(t *testing.T) {
 	c.pass(time.Second)
 	s.want(Healthy)
 }
+
+// A resync went on at the kept side of a split brain with extents of the other side:
+// where that had begun with higher numbers than the extents held, nothing told.
+func TestResyncBeginsAnewOnTheOtherSideOfASplitBrain(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	force := func(n, out *node) {
+		t.Helper()
+		if res := n.command(func(id uint64) Event { return Forget{ID: id, Server: out.id, Force: true} }); res == nil || res.Err != nil {
+			t.Fatalf("%v forgets %v: %+v", n.id, out.id, res)
+		}
+	}
+	write := func(n *node, times int) {
+		t.Helper()
+		conn := n.open("db1", 0)
+		for range times {
+			n.mustComplete(n.write(conn, 0, "x"))
+		}
+	}
+	c.kill("c")
+	force(a, s)
+	s.hard, s.log, s.table, s.memory, s.slowCopy = Hard{}, nil, Table{}, nil, true
+	s.cfg.Incarnation[9]++
+	c.start("c")
+	c.pass(time.Second)
+	c.kill("c")
+	c.kill("a")
+	if res := b.command(func(n uint64) Event { return Promote{ID: n, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote b: %+v", res)
+	}
+	write(b, 8)
+	c.kill("b")
+	c.start("a") // the operator forgot about b, and lets a go on, in an epoch above b's
+	c.pass(3 * time.Second)
+	force(a, b)
+	c.pass(time.Second)
+	c.kill("a")
+	c.start("a")
+	c.pass(3 * time.Second)
+	write(a, 2)
+	c.start("c")
+	c.pass(time.Second)
+	if len(s.orders) != 2 || a.r.epoch().Compare(b.hard.State.Epoch) < 0 {
+		t.Fatalf("%d orders to copy, epoch %v", len(s.orders), a.r.epoch())
+	}
+	s.step(ResyncProgress{Order: s.orders[1].ID, Offset: 4096, Applied: a.r.applied})
+	c.run()
+	c.kill("a")
+	c.start("b")
+	c.pass(time.Second)
+	if res := b.command(func(n uint64) Event { return Resolve{ID: n} }); res == nil || res.Err != nil {
+		t.Fatalf("resolve at b: %+v", res)
+	}
+	c.pass(time.Second)
+	if k := len(s.orders); k != 3 || s.orders[2].From != 0 || s.orders[2].High >= a.r.applied {
+		t.Fatalf("orders to copy: %+v; want a third one from the beginning", s.orders)
+	}
+}

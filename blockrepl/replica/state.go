@@ -119,11 +119,6 @@ func reached(h []wire.EpochStart, next record.Seq) []wire.EpochStart {
 	return h
 }
 
-// gaveUp reports whether an epoch of h that came after e began without number seq.
-func gaveUp(h []wire.EpochStart, e record.Epoch, seq record.Seq) bool {
-	return slices.ContainsFunc(h, func(s wire.EpochStart) bool { return e.Less(s.Epoch) && s.First.Seq <= seq })
-}
-
 // ancestor reports whether s lies on the path that led to state cur with
 // history h: nothing was decided under s that cur does not contain.
 func ancestor(h []wire.EpochStart, cur, s *wire.State) bool {
