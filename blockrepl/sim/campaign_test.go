@@ -20,6 +20,8 @@ var (
 const (
 	// failuresMax ends a campaign with -failures that fails this often.
 	failuresMax = 20
+	// restlessEvery: one schedule of so many is a restless one.
+	restlessEvery = 5
 	// progressEvery is how often a campaign with -failures says how far it is.
 	progressEvery = 5 * time.Minute
 )
@@ -37,13 +39,14 @@ func TestSchedules(t *testing.T) {
 	said := c.began
 	for ; *schedules > 0 && c.played < *schedules || *schedules == 0 && time.Since(c.began) < *lengthFlag; c.played++ {
 		opt := options()
+		opt.Restless = opt.Restless || c.played%restlessEvery == restlessEvery-1
 		opt.Marks = c.marks
 		s := New(c.first+uint64(c.played), opt)
 		f := s.Run()
 		c.events += s.events
 		c.committed += int(s.truth.last())
 		if f != nil {
-			c.fail(f)
+			c.fail(f, opt)
 			if *failuresFlag == "" || c.failed >= failuresMax {
 				c.played++
 				break
@@ -76,10 +79,10 @@ func (c *campaign) String() string {
 }
 
 // fail notes a failing seed: first that it failed, then what can be found out.
-func (c *campaign) fail(f *Failure) {
+func (c *campaign) fail(f *Failure, opt Options) {
 	c.failed++
 	c.note("FAIL %v", f)
-	text := report(f, options())
+	text := report(f, opt)
 	c.t.Error(text)
 	c.note("%s\n", strings.TrimPrefix(text, f.Error()+"\n"))
 }
@@ -110,6 +113,9 @@ func report(f *Failure, opt Options) string {
 		line := fmt.Sprintf("go test ./blockrepl/sim -run TestSeed -v -seed %d", f.Seed)
 		if opt.Length > 0 {
 			line += fmt.Sprintf(" -faults-for %v", opt.Length)
+		}
+		if opt.Restless {
+			line += " -restless"
 		}
 		if len(opt.Off) > 0 {
 			line += " -off " + strings.Join(opt.Off, ",")

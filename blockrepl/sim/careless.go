@@ -137,11 +137,15 @@ func (s *Sim) announced(n *node, rep *replica.PromoteReport, why string) {
 			return // what that loses was said by the warning
 		}
 	}
+	var before record.Epoch
+	if h := n.before(); len(h) > 0 {
+		before = h[len(h)-1].Epoch
+	}
 	for _, l := range s.truth.lines {
-		if h := n.before(); len(h) > 0 && l.epoch.Less(h[len(h)-1].Epoch) {
-			continue // given up when the epoch before this one began, if at all
-		}
 		for q := s.common(n, l) + 1; q <= l.last(); q++ {
+			if l.recs[q-1].Epoch.Less(before) {
+				continue // given up when the epoch before this one began, if at all
+			}
 			lost = true
 			if rep.MissingFirst != 0 && rep.MissingFirst <= q && q <= rep.MissingLast {
 				continue

@@ -35,7 +35,7 @@
 //	go test ./blockrepl/sim                                    saved, fixed and fresh seeds
 //	go test ./blockrepl/sim -run TestSchedules -length 2m      fresh seeds for two minutes
 //	go test ./blockrepl/sim -run TestSchedules -schedules 1000000 -timeout 0 -failures /tmp/failures
-//	go test ./blockrepl/sim -run TestSeed -v -seed N [-off crash,lose] [-faults-for 1s]
+//	go test ./blockrepl/sim -run TestSeed -v -seed N [-restless] [-off crash,lose] [-faults-for 1s]
 //	go test -tags mutants ./blockrepl/sim -run TestMutants     every broken rule is found
 //
 // In one schedule of five the operator is careless. What is lost then must be what

@@ -10,9 +10,10 @@ import (
 
 // Options say what a schedule is drawn from.
 type Options struct {
-	Off    []string      // names of faults that never strike
-	Length time.Duration // of the time of faults; 0: drawn
-	Marks  *Marks        // counts fault × state; nil: not wanted
+	Off      []string      // names of faults that never strike
+	Length   time.Duration // of the time of faults; 0: drawn
+	Restless bool          // masterships change hands all the time
+	Marks    *Marks        // counts fault × state; nil: not wanted
 }
 
 // profile is what a seed decides about a whole schedule. Each schedule has only
@@ -86,7 +87,7 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 	p.bare = pick(r, 0, 0, 0, 0.5)
 	p.careless = chance(r, 0.2) && p.nodes > 1
 	if p.careless {
-		p.drawCareless(r)
+		p.drawCareless(r, opt)
 	}
 	p.init = chance(r, 0.12)
 	if chance(r, 0.15) {
@@ -101,10 +102,9 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 			p.init = false
 		case fBare.String():
 			p.bare = 0
-		case fWildLoss.String(), fWildDead.String(), fWildForget.String(), fResolve.String(), fSet.String():
-			f := fault(slices.Index(faultNames[:], name))
-			p.total -= p.weight[f]
-			p.weight[f] = 0
+		case fSet.String():
+			p.total -= p.weight[fSet]
+			p.weight[fSet] = 0
 		}
 	}
 }
@@ -113,17 +113,37 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 // forgotten.
 func (p *profile) suspends() bool { return p.policy == wire.Suspend && p.weight[fSet] == 0 }
 
+// drawRestless makes masterships change hands more often than a seed would by itself:
+// more servers, an operator who never rests, careless in every other schedule, and
+// masters that go on alone.
+func (p *profile) drawRestless(r *rand.Rand, opt Options) {
+	p.nodes, p.policy = pick(r, 2, 3, 3, 4, 4, 5, 5), pick(r, wire.Suspend, wire.Continue, wire.Continue)
+	p.every = pick(r, 30*time.Millisecond, 60*time.Millisecond)
+	for _, f := range []fault{fPromote, fOldDead, fForget, fUsurp, fIsolate, fOneWay} {
+		if r.IntN(3) > 0 && !slices.Contains(opt.Off, f.String()) {
+			p.total += 4 - p.weight[f]
+			p.weight[f] = 4
+		}
+	}
+	if !p.careless && r.IntN(2) == 0 {
+		p.careless = true
+		p.drawCareless(r, opt)
+	}
+}
+
 // drawCareless gives the operator the acts that lose writes, and takes the faults
 // away that do so by themselves: how much a disk may lose unnoticed is reckoned for
 // an operator who keeps the rules.
-func (p *profile) drawCareless(r *rand.Rand) {
+func (p *profile) drawCareless(r *rand.Rand, opt Options) {
 	for _, f := range []fault{fOldCopy, fLoseTail} {
 		p.total -= p.weight[f]
 		p.weight[f] = 0
 	}
 	for _, f := range []fault{fWildLoss, fWildDead, fWildForget, fResolve} {
-		p.weight[f] = 1 + float64(r.IntN(2))
-		p.total += p.weight[f]
+		if w := 1 + float64(r.IntN(2)); !slices.Contains(opt.Off, f.String()) {
+			p.weight[f] = w
+			p.total += w
+		}
 	}
 }
 

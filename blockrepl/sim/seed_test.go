@@ -11,12 +11,13 @@ import (
 var (
 	seedFlag   = flag.Uint64("seed", 0, "replay this seed with its whole trace")
 	offFlag    = flag.String("off", "", "faults that never strike, by name, separated by commas")
+	restless   = flag.Bool("restless", false, "play schedules in which masterships change hands all the time")
 	faultsFlag = flag.Duration("faults-for", 0, "how long faults strike; 0: drawn from the seed")
 )
 
 // options are what the flags say of every schedule.
 func options() Options {
-	opt := Options{Length: *faultsFlag}
+	opt := Options{Length: *faultsFlag, Restless: *restless}
 	if *offFlag != "" {
 		opt.Off = strings.Split(*offFlag, ",")
 	}
@@ -29,6 +30,11 @@ func TestSeed(t *testing.T) {
 	if *seedFlag == 0 {
 		for _, seed := range saved {
 			if f := New(seed, Options{}).Run(); f != nil {
+				t.Error(f)
+			}
+		}
+		for _, seed := range savedRestless {
+			if f := New(seed, Options{Restless: true}).Run(); f != nil {
 				t.Error(f)
 			}
 		}

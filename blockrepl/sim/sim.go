@@ -157,6 +157,9 @@ func New(seed uint64, opt Options) *Sim {
 	s.dice = dice{net: stream(1), disk: stream(2), client: stream(3), fault: stream(4), oper: stream(5), node: stream(6), bits: stream(8)}
 	s.prof = drawProfile(stream(7), opt)
 	s.prof.drawHarsh(stream(9), opt)
+	if opt.Restless {
+		s.prof.drawRestless(stream(10), opt)
+	}
 	s.reqs = append(s.reqs, nil) // request 0 is none
 	s.conns = append(s.conns, nil)
 	s.truth.init(s)
