@@ -173,3 +173,37 @@ func TestStatusPointsToForgetWhereTrimmedRecordsAreMissed(t *testing.T) {
 		n.want(Healthy)
 	}
 }
+
+// A server died when the records of its resync were applied, and more behind them, and
+// the end of the resync was not noted yet. Where those were given up it went on from
+// the mark, with an image that held them.
+func TestResyncBeginsAnewWhereMoreThanItsEndWasApplied(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.pass(time.Second)
+	end := a.r.last.Seq
+	for _, out := range []*node{s, b} {
+		c.kill(out.id.String())
+		if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: out.id, Force: true} }); res == nil || res.Err != nil {
+			t.Fatalf("forget %v: %+v", out.id, res)
+		}
+	}
+	a.mustComplete(a.write(conn, 0, "y"))
+	c.kill("a")
+	s.hard, s.log = a.hard, a.log
+	s.hard.Checkpoint, s.hard.Resync = 0, &ResyncMark{Target: end - 1, High: end - 1, Offset: 1 << 20}
+	s.slowCopy = true
+	c.start("b", "c")
+	c.pass(time.Second)
+	if res := b.command(func(n uint64) Event { return Promote{ID: n, AcceptLoss: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote b: %+v", res)
+	}
+	c.pass(time.Second)
+	if len(s.orders) != 1 || s.orders[0].From != 0 || s.base.Seq < end {
+		t.Fatalf("orders to copy: %+v, journal behind %v, state %+v; want the whole image copied anew", s.orders, s.base, s.hard.Resync)
+	}
+}

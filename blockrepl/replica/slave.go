@@ -134,7 +134,7 @@ func (r *Replica) joinRefusal(p *peer, j *wire.Join) string {
 // nothing that was committed anywhere; only one that accepted loss does, and
 // then this image may hold whatever its journal held at the start of this run.
 func (r *Replica) maybeApplied(h []wire.EpochStart) record.Seq {
-	if r.hard.Resync != nil {
+	if m := r.hard.Resync; m != nil && m.Target == 0 {
 		return r.applyTo // the mark says that the image is a mixture anyway
 	}
 	for i := len(h) - 1; i >= 0; i-- {
