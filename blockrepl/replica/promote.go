@@ -264,7 +264,7 @@ func (r *Replica) verdict(ask Promote, rep *PromoteReport, h *heard) {
 	case "accept-loss":
 		rep.Allowed = ask.AcceptLoss
 	case "old-master-dead":
-		rep.Allowed = ask.OldMasterDead || ask.AcceptLoss
+		rep.Allowed = ask.OldMasterDead // to accept a loss does not say so
 	}
 }
 

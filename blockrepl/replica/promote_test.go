@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -204,5 +205,22 @@ func TestStopAsksAnotherWhenTheOneItAskedIsGone(t *testing.T) {
 	c.unlink(a, third)
 	if res, ok := a.results[1]; !ok || res.Err != nil {
 		t.Fatalf("the stop waits although nobody is left: %+v, %v", res, ok)
+	}
+}
+
+// promote --accept-loss was let begin where --old-master-dead is asked for, waited for
+// promises that nobody gave, and ended with a timeout that named neither.
+func TestAcceptedLossDoesNotSayThatTheMasterIsDead(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	c.pass(time.Second)
+	c.kill("a")
+	b := c.node("b")
+	res := b.command(func(n uint64) Event { return Promote{ID: n, AcceptLoss: true} })
+	if res == nil || !errors.Is(res.Err, ErrRefused) || res.Report.Needs != "old-master-dead" {
+		t.Fatalf("promote b: %+v", res)
+	}
+	if res := b.command(func(n uint64) Event { return Promote{ID: n, AcceptLoss: true, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote b: %+v", res)
 	}
 }
