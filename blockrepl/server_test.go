@@ -211,3 +211,18 @@ func TestStopMayBeCalledAgainAndAtOnce(t *testing.T) {
 		t.Errorf("closing a server that was never started: %v", err)
 	}
 }
+
+// A resync was slowed down for clients who did not write: the master's own records,
+// such as that the in-sync set changed, were taken for theirs.
+func TestOwnRecordsAreNoClientsWork(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	c.awaitHealthy(0)
+	if st := c.status(0); st.Last == 0 || c.vol(0).busy() {
+		t.Errorf("busy is %t after %d records of the server's own", c.vol(0).busy(), st.Last)
+	}
+	c.connect(0, "client").write(0, make([]byte, 512))
+	if c.vol(0).busyAt.Load() == 0 {
+		t.Error("a client's write does not make the volume busy")
+	}
+}

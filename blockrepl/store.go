@@ -3,6 +3,7 @@ package blockrepl
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal"
@@ -29,7 +30,7 @@ func (v *Volume) store(s *replica.Store) {
 	if v.dead {
 		return
 	}
-	if len(s.Records) > 0 {
+	if slices.ContainsFunc(s.Records, func(r *record.Record) bool { return r.Kind.ChangesImage() }) {
 		v.busyAt.Store(int64(v.s.opt.Clock()))
 	}
 	err := v.openLog(s)

@@ -71,7 +71,7 @@ type Volume struct {
 	// prefix: a read that was under way then is done again.
 	mixed  atomic.Uint64
 	full   atomic.Bool  // batches wait for space
-	busyAt atomic.Int64 // replica.Time of the last batch of records
+	busyAt atomic.Int64 // replica.Time of the last batch with a client's record
 
 	catchUp *rate.Limiter // kept records sent while clients write
 	clients clients
