@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
 	"golang.org/x/time/rate"
@@ -40,7 +41,7 @@ func (a *answerer) init(v *Volume) {
 	a.v = v
 	a.queue = make(chan question, answersMax)
 	a.ctx, a.cancel = context.WithCancel(context.Background())
-	a.limit = rate.NewLimiter(resyncBusy, 2*resyncWindow)
+	a.limit = rate.NewLimiter(resyncBusy, queryMax)
 }
 
 // ask takes a query from a link's reader; it does not wait.
@@ -77,7 +78,7 @@ func (a *answerer) answer(l *link, m *wire.HashQuery) error {
 	if m.Epoch.Server != v.s.opt.ID || *v.epoch.Load() != m.Epoch || !v.stale.Load() {
 		return nil // of another mastership, or before the redo has ended; it comes again
 	}
-	if m.Block != resyncBlock || m.Length <= 0 || m.Length > resyncWindow || int64(len(m.Hashes)) != (m.Length+m.Block-1)/m.Block {
+	if m.Block != resyncBlock || m.Length <= 0 || m.Length > queryMax || int64(len(m.Hashes)) != (m.Length+m.Block-1)/m.Block {
 		l.close("hash query of an unknown shape")
 		return nil
 	}
@@ -87,11 +88,12 @@ func (a *answerer) answer(l *link, m *wire.HashQuery) error {
 		return err
 	}
 	out := &wire.ExtentData{Epoch: m.Epoch, ID: m.ID, Offset: m.Offset, Length: m.Length}
-	if err := a.compare(m, out); err != nil {
+	read, err := a.compare(m, out)
+	if err != nil {
 		return err
 	}
 	out.Applied = record.Seq(v.app.applying.Load())
-	if err := a.pause(m.Length); err != nil {
+	if err := a.pause(read); err != nil {
 		return nil
 	}
 	l.out.control(v.tag, out)
@@ -106,57 +108,106 @@ func (a *answerer) pause(n int64) error {
 	return a.limit.WaitN(a.ctx, int(n))
 }
 
-// compare puts into out what differs. A volume that has become smaller meanwhile
-// has zeroes behind its end: the record that made it so is still to come for the
-// peer.
-func (a *answerer) compare(m *wire.HashQuery, out *wire.ExtentData) error {
-	size := a.v.img.Size()
-	n := min(m.Length, max(0, size-m.Offset))
-	hashes, err := a.v.img.HashBlocks(nil, m.Offset, n, m.Block)
-	if err != nil {
-		return err
-	}
-	if n < m.Length {
-		at := n / m.Block * m.Block
-		out.Chunks = append(out.Chunks, wire.Chunk{Offset: m.Offset + at, Length: m.Length - at, Zero: true})
-		hashes = hashes[:at/m.Block]
-	}
-	for i := 0; i < len(hashes); i++ {
-		if hashes[i] == m.Hashes[i] {
-			continue
-		}
-		first := i
-		for i+1 < len(hashes) && hashes[i+1] != m.Hashes[i+1] && int64(i+1-first) < chunkBytes/m.Block {
-			i++
-		}
-		off := m.Offset + int64(first)*m.Block
-		end := min(m.Offset+int64(i+1)*m.Block, m.Offset+n)
-		k, err := a.chunk(off, end-off)
+// compare puts into out what differs, and gives how many bytes it had to read. A
+// volume that has become smaller meanwhile has zeroes behind its end: the record that
+// made it so is still to come for the peer.
+func (a *answerer) compare(m *wire.HashQuery, out *wire.ExtentData) (read int64, err error) {
+	end := m.Offset + min(m.Length, max(0, a.v.img.Size()-m.Offset))
+	for off := m.Offset; off < end; off += chunkBytes {
+		n, err := a.piece(m, out, off, min(chunkBytes, end-off))
 		if err != nil {
-			return err
+			return read, err
 		}
-		out.Chunks = append(out.Chunks, k)
+		read += n
 	}
-	return nil
+	if end < m.Offset+m.Length {
+		out.Chunks = append(out.Chunks, wire.Chunk{Offset: end, Length: m.Offset + m.Length - end, Zero: true})
+	}
+	return read, nil
 }
 
-// chunk reads one extent that differs.
-func (a *answerer) chunk(off, n int64) (wire.Chunk, error) {
-	k := wire.Chunk{Offset: off, Length: n}
-	data := record.Alloc(int(n))
-	if err := a.v.img.ReadAt(data, off); err != nil {
-		record.Free(data)
-		return k, err
+// piece compares n bytes at off. They are read once: what was hashed is what is sent.
+func (a *answerer) piece(m *wire.HashQuery, out *wire.ExtentData, off, n int64) (read int64, err error) {
+	data, taken := record.Alloc(int(n)), false
+	defer func() {
+		if !taken {
+			record.Free(data)
+		}
+	}()
+	hole, err := a.v.img.ReadUnlessHole(data, off)
+	if err != nil {
+		return 0, err
 	}
-	a.sent.Add(uint64(n))
-	if record.IsZero(data) {
-		record.Free(data)
-		k.Zero = true
-		return k, nil
+	first := len(out.Chunks)
+	for at := int64(0); at < n; at += m.Block {
+		length := min(m.Block, n-at)
+		switch compareBlock(data[at:at+length], hole, m.Hashes[(off-m.Offset+at)/m.Block]) {
+		case differs:
+			a.sent.Add(uint64(length))
+			join(out, first, off+at, length, false)
+		case isZero:
+			a.sent.Add(uint64(length))
+			join(out, 0, off+at, length, true)
+		}
 	}
-	k.Codec, k.Data = record.Pack(data)
-	if k.Codec != record.CodecNone {
-		record.Free(data)
+	if hole {
+		return 0, nil
 	}
-	return k, nil
+	for i := first; i < len(out.Chunks); i++ {
+		k := &out.Chunks[i]
+		if k.Zero {
+			continue
+		}
+		k.Codec, k.Data = record.Pack(data[k.Offset-off:][:k.Length])
+		taken = taken || k.Codec == record.CodecNone
+	}
+	return n, nil
+}
+
+// join lengthens the last chunk, if it is one of those from first on and of the same
+// kind, or begins one.
+func join(out *wire.ExtentData, first int, off, n int64, zero bool) {
+	if last := len(out.Chunks) - 1; last >= first {
+		if k := &out.Chunks[last]; k.Zero == zero && k.Offset+k.Length == off {
+			k.Length += n
+			return
+		}
+	}
+	out.Chunks = append(out.Chunks, wire.Chunk{Offset: off, Length: n, Zero: zero})
+}
+
+// zeroHash is the hash of a whole block of zeroes.
+var zeroHash = image.Hash(make([]byte, resyncBlock))
+
+// comparison is the outcome of one block.
+type comparison int
+
+const (
+	same comparison = iota
+	differs
+	isZero // and differs
+)
+
+// compareBlock compares a block of the image with the peer's hash of it. What p holds
+// of a hole does not count.
+func compareBlock(p []byte, hole bool, theirs uint64) comparison {
+	whole := len(p) == resyncBlock
+	if hole && !whole {
+		clear(p)
+	}
+	zero := hole || record.IsZero(p)
+	var equal bool
+	if whole && (zero || theirs == zeroHash) {
+		equal = zero && theirs == zeroHash // no need to hash: a new server's blank disk
+	} else {
+		equal = image.Hash(p) == theirs
+	}
+	switch {
+	case equal:
+		return same
+	case zero:
+		return isZero
+	default:
+		return differs
+	}
 }

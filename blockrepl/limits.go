@@ -90,14 +90,21 @@ const (
 	backoffCalm = 10 * time.Second
 
 	// resyncBlock is what one hash covers, resyncWindow what one HashQuery does,
-	// in bytes; resyncInFlight is how many of them are under way.
+	// in bytes; resyncInFlight is how many of them are under way. A master answers
+	// queries of up to queryMax.
 	resyncBlock    = 64 << 10
-	resyncWindow   = 8 << 20
-	resyncInFlight = 4
+	resyncWindow   = 4 << 20
+	resyncInFlight = 6
+	queryMax       = 8 << 20
+	// resyncTogether is how many volumes of a server are resynced at once; further
+	// ones wait. It bounds the memory of both ends, which else would grow with the
+	// number of volumes that lost their disk.
+	resyncTogether = 8
 	// chunkBytes bounds one chunk of an answer, in bytes.
 	chunkBytes = 1 << 20
-	// resyncSync is how many bytes are copied between two fsyncs of the progress.
-	resyncSync = 256 << 20
+	// resyncSync is how many bytes are copied between two fsyncs of the progress; up
+	// to twice as many while one is under way, then the copying waits for it.
+	resyncSync = 64 << 20
 	// resyncAgain is how long an answer may take before the query is sent again.
 	resyncAgain = 20 * time.Second
 	// answersMax bounds the HashQueries that wait at the master; further ones are

@@ -39,6 +39,8 @@ type Server struct {
 	byName  map[string]*Volume
 	byTag   map[uint64]*Volume
 	links   *links
+	// copyings has one for each volume that is being resynced.
+	copyings chan struct{}
 
 	background sync.WaitGroup // marks and space
 	quit       context.CancelFunc
@@ -56,7 +58,8 @@ func NewServer(o Options) (*Server, error) {
 	if err := o.Check(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	s := &Server{opt: o, byName: map[string]*Volume{}, byTag: map[uint64]*Volume{}, stopped: make(chan struct{})}
+	s := &Server{opt: o, byName: map[string]*Volume{}, byTag: map[uint64]*Volume{}, stopped: make(chan struct{}),
+		copyings: make(chan struct{}, resyncTogether)}
 	s.ring = newRingBudget(o.RingBytes, len(o.Volumes))
 	s.space = &spaceWatch{s: s}
 	return s, nil

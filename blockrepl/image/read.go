@@ -21,6 +21,12 @@ func (im *Image) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
+// ReadUnlessHole is ReadAt, but where the whole extent is a hole it says so and leaves
+// p as it is.
+func (im *Image) ReadUnlessHole(p []byte, off int64) (hole bool, err error) {
+	return im.readPiece("read", p, off)
+}
+
 // ReadNow is ReadAt for callers that must not wait: false if a lock or the disk
 // would have to be waited for; then p holds nothing of use, and ReadAt must be
 // called where waiting is allowed. Files by path only; else it is always false.

@@ -44,6 +44,9 @@ func (im *Image) Extents(off, n int64, countMax int) ([]Segment, error) {
 	return out, nil
 }
 
+// Hash is the hash of a block, as HashBlocks gives it.
+func Hash(block []byte) uint64 { return xxh3.Hash(block) }
+
 // HashBlocks appends the XXH3-64 of each block of the n bytes at off to dst; the
 // last may be short. Each block is read at one moment, the blocks at different
 // ones. Blocks within holes are not read.
@@ -53,7 +56,7 @@ func (im *Image) HashBlocks(dst []uint64, off, n, block int64) ([]uint64, error)
 			fmt.Errorf("%w: blocks of %d bytes, from 1 to %d are possible", ErrRange, block, blockMax))
 	}
 	buf := make([]byte, max(scanBuffer/block*block, block))
-	zero := xxh3.Hash(buf[:block])
+	zero := Hash(buf[:block])
 	err := im.scan("hash", off, n, buf, func(p []byte, hole bool) bool {
 		for len(p) > 0 {
 			b := p[:min(block, int64(len(p)))]
@@ -61,7 +64,7 @@ func (im *Image) HashBlocks(dst []uint64, off, n, block int64) ([]uint64, error)
 			case hole && int64(len(b)) == block:
 				dst = append(dst, zero)
 			default:
-				dst = append(dst, xxh3.Hash(b))
+				dst = append(dst, Hash(b))
 			}
 			p = p[len(b):]
 		}
@@ -89,10 +92,14 @@ func (im *Image) scan(op string, off, n int64, buf []byte, see func(p []byte, ho
 	dirty := false // buf holds something else than zeroes
 	for end := off + n; off < end; {
 		p := buf[:min(int64(len(buf)), end-off)]
-		hole, err := im.readPiece(op, p, off, &dirty)
+		hole, err := im.readPiece(op, p, off)
 		if err != nil {
 			return err
 		}
+		if hole && dirty {
+			clear(buf)
+		}
+		dirty = !hole
 		if !see(p, hole) {
 			return nil
 		}
@@ -101,8 +108,8 @@ func (im *Image) scan(op string, off, n int64, buf []byte, see func(p []byte, ho
 	return nil
 }
 
-// readPiece fills p, without reading if it is a hole.
-func (im *Image) readPiece(op string, p []byte, off int64, dirty *bool) (hole bool, err error) {
+// readPiece fills p, or leaves it alone where all of it is a hole.
+func (im *Image) readPiece(op string, p []byte, off int64) (hole bool, err error) {
 	n := int64(len(p))
 	s := stripesOf(off, n)
 	im.locks.rlock(s)
@@ -112,14 +119,9 @@ func (im *Image) readPiece(op string, p []byte, off int64, dirty *bool) (hole bo
 	}
 	to, hole, err := im.disk.segment(off, off+n)
 	if err == nil && hole && to == off+n {
-		if *dirty {
-			clear(p[:cap(p)])
-			*dirty = false
-		}
 		return true, nil
 	}
 	if err == nil {
-		*dirty = true
 		err = im.disk.readAt(p, off)
 	}
 	if err != nil {
