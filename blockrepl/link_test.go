@@ -259,3 +259,20 @@ func (b *breaking) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	}
 	return &flakyConn{conn, 300 << 10}, nil
 }
+
+// deafNet reaches nobody.
+type deafNet struct{ tcpNet }
+
+func (deafNet) Dial(context.Context, string) (net.Conn, error) { return nil, errors.New("unreachable") }
+
+// A server that came back was not noticed before the other one's next attempt.
+func TestStartedServerDialsThoseThatDialIt(t *testing.T) {
+	c := newCluster(t, 2, func(o *Options) {
+		if o.ID == mustID("a") {
+			o.Net = deafNet{}
+		}
+	})
+	c.start(0)
+	c.start(1)
+	c.awaitHealthy(0, 1)
+}

@@ -15,8 +15,9 @@ import (
 )
 
 // links brings about one link with each other server: of two servers the one with
-// the lower id dials, again and again; the other listens. A newer link replaces
-// an older one, since who dials anew has lost the old one.
+// the lower id dials, again and again; the other listens, and dials once, when it
+// starts: the first one may just be waiting before its next attempt. A newer link
+// replaces an older one, since who dials anew has lost the old one.
 //
 // Goroutines: one for each server that is dialled, one that accepts, one for each
 // link that is being accepted or was. All end with stop.
@@ -78,6 +79,8 @@ func (ls *links) start(ctx context.Context) error {
 	for _, p := range ls.peers {
 		if ls.s.opt.ID.Compare(p.id) < 0 {
 			ls.wg.Go(func() { ls.dial(p) })
+		} else {
+			ls.wg.Go(func() { ls.knock(p) })
 		}
 	}
 	return nil
@@ -251,12 +254,26 @@ func (ls *links) refused(addr string, err error) {
 	ls.s.opt.Logger.Debug("link not accepted", "addr", addr, "err", err)
 }
 
+// knock dials a server that dials this one, once: what comes of it is that one's to
+// say, which tries again.
+func (ls *links) knock(p *peerLink) {
+	if err := ls.dialOnce(p); err != nil {
+		ls.s.opt.Logger.Debug("server not reached; it is waited for", "peer", p.id.String(), "err", err)
+	}
+}
+
 // dial keeps a link to p.
 func (ls *links) dial(p *peerLink) {
 	wait := backoffMin
 	for {
 		began := ls.s.opt.Clock()
-		if err := ls.dialOnce(p); err != nil {
+		if l := p.cur.Load(); l != nil { // it knocked
+			select {
+			case <-l.done:
+			case <-ls.ctx.Done():
+				return
+			}
+		} else if err := ls.dialOnce(p); err != nil {
 			p.troubled(ls, err)
 		}
 		if ls.s.opt.Clock().Sub(began) > backoffCalm {
