@@ -66,6 +66,5 @@ func (r *Replica) setOptions(ev SetOptions) {
 // in the state in force, and in the one that may come into force behind its back.
 func (r *Replica) continues() bool {
 	c := r.m.change
-	return r.hard.State.OnDegraded == wire.Continue &&
-		(c == nil || c.state.OnDegraded == wire.Continue || mutated("go on alone while that is being forbidden"))
+	return r.hard.State.OnDegraded == wire.Continue && (c == nil || c.state.OnDegraded == wire.Continue)
 }
