@@ -170,7 +170,7 @@ func handleResize(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return q, nil
+	return ResizeReport{Volume: v.name, SizeBytes: q.SizeBytes}, nil
 }
 
 func handleSet(ctx context.Context, v *Volume, body io.Reader) (any, error) {
@@ -232,7 +232,8 @@ func answerError(ctx context.Context, w http.ResponseWriter, v *Volume, err erro
 	case errors.Is(err, ErrStopped), errors.Is(err, replica.ErrFailed):
 		status = http.StatusServiceUnavailable
 	}
-	if view, err := v.view(ctx); err == nil {
+	// What the volume needs is no way out of a request that was wrong.
+	if view, err := v.view(ctx); err == nil && e.Code != "bad-request" && e.Code != "not-found" {
 		e.Next = view.Next
 		if view.State == replica.SplitBrain && e.Code == "refused" {
 			e.Code = "split-brain"

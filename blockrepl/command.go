@@ -76,6 +76,12 @@ type SetReport struct {
 	KeepBytes  int64  `json:"keep_bytes"`
 }
 
+// ResizeReport is its answer.
+type ResizeReport struct {
+	Volume    string `json:"volume"`
+	SizeBytes int64  `json:"size_bytes"`
+}
+
 // InitRequest is the body of POST /v1/volumes/{name}/init, asked of the server
 // whose image the volume shall come from.
 type InitRequest struct {

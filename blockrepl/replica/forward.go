@@ -198,16 +198,20 @@ func (r *Replica) admissible(rec *record.Record) (wire.Code, string) {
 
 // room keeps records that no in-sync server could store from being numbered
 // (rule 11): twice their bytes, for journal and image, beyond the reserve.
-func (r *Replica) room(n int64) bool {
+func (r *Replica) room(n int64) bool { return r.cramped(n).IsZero() }
+
+// cramped gives the first in-sync server that has no room for a record of n bytes,
+// zero when all have.
+func (r *Replica) cramped(n int64) record.ServerID {
 	if r.free-r.kept.above(r.durable)-2*n < spaceReserve {
-		return false
+		return r.cfg.Self
 	}
 	for _, p := range r.peers {
 		if p.joined && p.free > 0 && inSync(&r.hard.State, p.id) && p.free-r.kept.above(p.durable)-2*n < spaceReserve {
-			return false
+			return p.id
 		}
 	}
-	return true
+	return record.ServerID{}
 }
 
 // found notes that a change of ours has a number: it came back in the stream.

@@ -240,7 +240,7 @@ func (r *Replica) forget(ev Forget) {
 	}
 	switch {
 	case r.role != wire.RoleMaster:
-		r.refuse(ev.ID, "this server is not the master; the master is %v", r.hard.State.Master)
+		r.refuse(ev.ID, "this server is not the master; ask %v, which is, with --admin and its address", r.hard.State.Master)
 	case ev.Server == r.cfg.Self:
 		r.refuse(ev.ID, "the master cannot forget itself; promote another server first")
 	case !r.waited(ev.Server):

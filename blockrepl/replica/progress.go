@@ -93,7 +93,7 @@ func (r *Replica) lostPast(p *peer, g *wire.Greeting) string {
 // (rule 10).
 func (r *Replica) joinResync(p *peer, why string) {
 	if r.waited(p.id) {
-		r.setState(p, Down, why+"; to resync it: blockrepl forget "+p.id.String())
+		r.setState(p, Down, fmt.Sprintf("%s; to resync it: blockrepl forget %s %v", why, r.cfg.Create.Name, p.id))
 		return
 	}
 	if !r.m.serving {

@@ -60,7 +60,7 @@ func (r *Replica) promote(ev Promote) {
 		if r.m.serving {
 			r.refuse(ev.ID, "this server is the master already, in epoch %v", r.epoch())
 		} else {
-			r.refuse(ev.ID, "this server is becoming the master in epoch %v; it waits for %s", r.epoch(), names(r.unmatched()))
+			r.refuse(ev.ID, "this server is becoming the master in epoch %v; it waits for %s", r.epoch(), r.awaited())
 		}
 		return
 	case len(r.hard.History) >= HistoryMax:
@@ -426,4 +426,12 @@ func (r *Replica) unmatched() []record.ServerID {
 		}
 	}
 	return out
+}
+
+// awaited names who keeps a new master from serving.
+func (r *Replica) awaited() string {
+	if list := r.unmatched(); len(list) > 0 {
+		return names(list)
+	}
+	return r.cfg.Self.String() // its own journal or image
 }

@@ -137,7 +137,7 @@ func (r *Replica) condition() (Condition, string, string) {
 		return Suspended, fmt.Sprintf("%d masterships began since all members were last in sync, most by restarts of the master; the history of them is nearly full, so none begins by itself any more", len(r.hard.History)),
 			"find out why servers restart, start all members, then: blockrepl promote " + name
 	case r.hard.Resync != nil:
-		return Resyncing, fmt.Sprintf("the image is being copied; %d bytes are compared", r.hard.Resync.Offset), ""
+		return Resyncing, "the image is being compared with the master's and copied where it differs; not promotable until that ends", ""
 	}
 	switch r.role {
 	case wire.RoleMaster:
@@ -201,7 +201,7 @@ func (r *Replica) masterCondition(name string) (Condition, string, string) {
 		if next == "" {
 			next = r.stuck(name)
 		}
-		return Suspended, fmt.Sprintf("epoch %v begins when its first record is durable on %s", r.epoch(), names(r.unmatched())), next
+		return Suspended, fmt.Sprintf("epoch %v begins when its first record is durable on %s", r.epoch(), r.awaited()), next
 	}
 	for _, p := range r.peers {
 		if inSync(&r.hard.State, p.id) && (!p.joined || p.state == Down) && !r.goes(p.id) {
@@ -211,9 +211,20 @@ func (r *Replica) masterCondition(name string) (Condition, string, string) {
 	if next := r.stuck(name); next != "" {
 		return Suspended, "a change of the in-sync set waits until a majority has noted it", next
 	}
+	if id := r.cramped(0); !id.IsZero() {
+		next := fmt.Sprintf("make room on the file systems of %v", id)
+		if id != r.cfg.Self {
+			next += fmt.Sprintf(", or go on without it: blockrepl forget %s %v", name, id)
+		}
+		return Suspended, fmt.Sprintf("no space on %v for more records; clients that write get ENOSPC", id), next
+	}
 	for _, p := range r.peers {
 		if !inSync(&r.hard.State, p.id) {
-			return Degraded, fmt.Sprintf("%v is not in sync: %v %s", p.id, p.state, p.reason), ""
+			why := p.state.String()
+			if p.reason != "" {
+				why += ", " + p.reason
+			}
+			return Degraded, fmt.Sprintf("%v is not in sync: %s", p.id, why), ""
 		}
 	}
 	return Healthy, "", ""
@@ -261,6 +272,10 @@ func (r *Replica) slaveCondition(name string) (Condition, string, string) {
 		}
 		if len(missing) > 0 {
 			return Suspended, fmt.Sprintf("the volume comes into being when all members are there; missing: %s", names(missing)), ""
+		}
+		if id := r.keeper(); !id.IsZero() {
+			return Suspended, fmt.Sprintf("this data directory has never seen the volume, which exists on %v; its master will copy it here", id),
+				fmt.Sprintf("if the master waits for this server's old data, there: blockrepl forget %s %v", name, r.cfg.Self)
 		}
 		return Suspended, "never seen the volume; waiting for " + r.cfg.First.String(), ""
 	}

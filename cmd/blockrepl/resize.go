@@ -15,7 +15,8 @@ func resizeCommand() *cli.Command {
 		UsageText: "blockrepl resize VOLUME SIZE [--admin ADDR]",
 		Description: `Gives VOLUME a new SIZE, as 2GiB, on all its servers at one place of its history.
 Images on block devices must be large enough already. Clients see the new size
-when they attach again; then grow the file system (resize2fs, xfs_growfs).
+when they attach again; then grow the file system (resize2fs, xfs_growfs). The size
+in the configuration counts at the volume's creation only. No volume gets smaller.
 
 EXAMPLES:
    blockrepl resize vol0 2GiB
@@ -43,8 +44,8 @@ func resize(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	var answer map[string]any
-	return a.command(c, volumePath(v.Name, "resize"), blockrepl.ResizeRequest{SizeBytes: int64(v.Size)}, &answer, func(w io.Writer) {
+	var r blockrepl.ResizeReport
+	return a.command(c, volumePath(v.Name, "resize"), blockrepl.ResizeRequest{SizeBytes: int64(v.Size)}, &r, func(w io.Writer) {
 		fmt.Fprintf(w, "%s has %s now; attached clients see it when they attach again\n", v.Name, v.Size)
 	})
 }
