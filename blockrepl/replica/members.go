@@ -239,6 +239,8 @@ func (r *Replica) forget(ev Forget) {
 		return
 	}
 	switch {
+	case r.role != wire.RoleMaster && r.hard.State.Master.IsZero():
+		r.refuse(ev.ID, "this server is not the master and knows none")
 	case r.role != wire.RoleMaster:
 		r.refuse(ev.ID, "this server is not the master; ask %v, which is, with --admin and its address", r.hard.State.Master)
 	case ev.Server == r.cfg.Self:

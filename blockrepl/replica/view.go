@@ -274,8 +274,7 @@ func (r *Replica) slaveCondition(name string) (Condition, string, string) {
 			return Suspended, fmt.Sprintf("the volume comes into being when all members are there; missing: %s", names(missing)), ""
 		}
 		if id := r.keeper(); !id.IsZero() {
-			return Suspended, fmt.Sprintf("this data directory has never seen the volume, which exists on %v; its master will copy it here", id),
-				fmt.Sprintf("if the master waits for this server's old data, there: blockrepl forget %s %v", name, r.cfg.Self)
+			return Suspended, fmt.Sprintf("this data directory has never seen the volume, which exists on %v; its master will copy it here, and says in its status if it waits for something", id), ""
 		}
 		return Suspended, "never seen the volume; waiting for " + r.cfg.First.String(), ""
 	}
