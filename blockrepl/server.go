@@ -110,7 +110,7 @@ func (s *Server) openData() error {
 		}
 	}
 	var err error
-	if s.lock, err = f.Lock(filepath.Join(dir, "lock")); err != nil {
+	if s.lock, err = f.Lock(LockFile(dir)); err != nil {
 		return fmt.Errorf("data directory %s: %w", dir, err)
 	}
 	if s.id, err = loadIdentity(&s.opt); err != nil {
@@ -128,6 +128,9 @@ func (s *Server) openData() error {
 
 // JournalDir is where a data directory's journal lies.
 func JournalDir(data string) string { return filepath.Join(data, "journal") }
+
+// LockFile is the file that a running server holds locked.
+func LockFile(data string) string { return filepath.Join(data, "lock") }
 
 // openVolumes finds each volume's journal by the name that it keeps, and opens the
 // images.

@@ -66,3 +66,14 @@ func (a Addr) Local() bool {
 	ip := net.ParseIP(host)
 	return ip != nil && ip.IsLoopback()
 }
+
+// reachable reports whether the address can be connected to: one to listen at may
+// leave host or port open.
+func (a Addr) reachable() bool {
+	host, port, err := net.SplitHostPort(string(a))
+	if err != nil || host == "" || port == "0" {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return ip == nil || !ip.IsUnspecified()
+}

@@ -81,11 +81,12 @@ func takesValue(flags []cli.Flag, word string) bool {
 
 // wantArgs checks the number of arguments; names is how they are called in USAGE.
 func wantArgs(c *cli.Context, least, most int, names string) error {
+	name := strings.TrimPrefix(c.Command.HelpName, "blockrepl ")
 	switch n := c.NArg(); {
 	case n < least:
-		return usagef("%s: wants %s; see `%s --help`", c.Command.HelpName, names, c.Command.HelpName)
+		return usagef("%s: wants %s; see `%s --help`", name, names, c.Command.HelpName)
 	case n > most:
-		return usagef("%s: too many arguments, from %q on; it wants %s", c.Command.HelpName, c.Args().Get(most), orNone(names))
+		return usagef("%s: too many arguments, from %q on; it wants %s", name, c.Args().Get(most), orNone(names))
 	}
 	return nil
 }

@@ -59,8 +59,16 @@ func check(c *cli.Context) error {
 		}
 	}
 	for _, cfg := range configs {
-		fmt.Fprintf(c.App.Writer, "%s: good: cluster %s, server %s, %d servers, %d volumes\n",
-			cfg.source(), cfg.Cluster, cfg.ID, len(cfg.Servers), len(cfg.Volumes))
+		fmt.Fprintf(c.App.Writer, "%s: good: cluster %s, server %s, %s, %s%s\n", cfg.source(), cfg.Cluster, cfg.ID,
+			count(uint64(len(cfg.Servers)), "server"), count(uint64(len(cfg.Volumes)), "volume"), elsewhere(cfg))
 	}
 	return nil
+}
+
+// elsewhere says when the server does not hold all volumes of its file.
+func elsewhere(cfg *Config) string {
+	if own := len(cfg.own()); own < len(cfg.Volumes) {
+		return fmt.Sprintf(", %d of them here", own)
+	}
+	return ""
 }

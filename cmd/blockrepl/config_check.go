@@ -125,6 +125,8 @@ func (c *Config) checkServers(p *problems) {
 			p.addf("server %q: addr %q: servers connect over TCP; want \"host:port\"", s.ID, s.Addr)
 		} else if err := s.Addr.Check(); err != nil {
 			p.addf("server %q: %w", s.ID, err)
+		} else if len(c.Servers) > 1 && !s.Addr.reachable() {
+			p.addf("server %q: addr %q: want the host and port at which the others reach it; where it listens is its key peers", s.ID, s.Addr)
 		}
 		if other, ok := addrs[s.Addr]; ok {
 			p.addf("servers %q and %q have the same addr %q", other, s.ID, s.Addr)

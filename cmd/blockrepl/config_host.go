@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/blockrepl/blockrepl/blockrepl"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,8 +21,10 @@ import (
 func (c *Config) checkHost() []error {
 	var p problems
 	p.add(checkWritableDir("data", c.Data))
-	for _, v := range c.Volumes {
-		if v.Image != "" {
+	inUse := checkDataFree(c.Data)
+	p.add(inUse)
+	for _, v := range c.own() {
+		if v.Image != "" && inUse == nil { // whoever has the data has the images too
 			p.add(checkImage(v))
 		}
 	}
@@ -55,6 +58,20 @@ func checkWritableDir(what, path string) error {
 		}
 		return nil
 	}
+}
+
+// checkDataFree asks whether a server runs on the data directory, by the lock that
+// it holds.
+func checkDataFree(data string) error {
+	f, err := os.Open(blockrepl.LockFile(data))
+	if err != nil {
+		return nil // not made yet; checkWritableDir has said what else is wrong
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("data %s is %w: its server runs (`blockrepl check --offline` looks at the text alone)", data, blockrepl.ErrInUse)
+	}
+	return nil
 }
 
 // checkImage looks at a volume's own image file or device. One that is not

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"regexp"
@@ -33,7 +34,11 @@ func loadConfig(c *cli.Context) (*Config, error) {
 	}
 	cfg.complete()
 	if problems := cfg.Check(); len(problems) > 0 {
-		return nil, &failure{code: exitUsage, err: cfg.locate(problems)}
+		f := &failure{code: exitUsage, err: cfg.locate(problems)}
+		if cfg.path == "" {
+			f.next = "name a file with --config, or give what is missing as an option"
+		}
+		return nil, f
 	}
 	return cfg, nil
 }
@@ -48,16 +53,17 @@ func (c *Config) locate(problems []error) error {
 }
 
 func (c *Config) readFile(path string) error {
-	st, err := os.Stat(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return usagef("config: %w", err)
 	}
-	if st.Size() > maxConfigBytes {
-		return usagef("config %s: %d bytes, at most %d are read", path, st.Size(), maxConfigBytes)
-	}
-	text, err := os.ReadFile(path)
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1)) // a device has no size to ask for
 	if err != nil {
 		return usagef("config: %w", err)
+	}
+	if len(text) > maxConfigBytes {
+		return usagef("config %s: larger than %d bytes, which no configuration is", path, maxConfigBytes)
 	}
 	c.path = path
 	return c.parse(string(text))

@@ -38,10 +38,14 @@ func openListeners(ctx context.Context, cfg *Config) (_ *listeners, err error) {
 			if ln == nil {
 				return nil, fmt.Errorf("take sockets from systemd: %q is not a stream socket", name)
 			}
-			if slot := l.slot(name); slot != nil && *slot == nil {
-				*slot = ln
-			} else {
+			slot := l.slot(name)
+			switch {
+			case slot == nil:
 				l.nbd = append(l.nbd, ln)
+			case *slot == nil:
+				*slot = ln
+			default: // never a door for clients, what was meant for the operator
+				return nil, fmt.Errorf("take sockets from systemd: two are named %q; one is wanted", name)
 			}
 		}
 	}

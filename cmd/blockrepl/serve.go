@@ -67,7 +67,11 @@ func serve(c *cli.Context) error {
 		return err
 	}
 	if problems := cfg.checkHost(); len(problems) > 0 {
-		return &failure{code: exitUsage, err: cfg.locate(problems)}
+		f := &failure{code: exitUsage, err: cfg.locate(problems)}
+		if errors.Is(f.err, blockrepl.ErrInUse) {
+			f.code = exitError // it may end; systemd shall try again
+		}
+		return f
 	}
 	d := &daemonProcess{cfg: cfg, log: newLogger(c.App.ErrWriter, cfg), handover: !c.Bool("no-handover")}
 	signals := make(chan os.Signal, 2) // a second one ends the wait of the first
@@ -116,6 +120,7 @@ func (d *daemonProcess) run(ctx context.Context, signals <-chan os.Signal) error
 	d.log.Info("serving", "cluster", d.cfg.Cluster, "server", d.cfg.ID, "version", version, "volumes", len(d.cfg.own()),
 		"nbd", addresses(doors.nbd), "peers", string(d.cfg.Peers), "admin", addresses([]net.Listener{doors.admin}))
 	d.warnOpen(doors.nbd)
+	warnDifferent(ctx, d.cfg, d.server, d.log)
 	d.notify(daemon.SdNotifyReady)
 	handover := false
 	select {

@@ -75,6 +75,14 @@ func humanBytes(n int64) string {
 	return strconv.FormatInt(n, 10) + " B"
 }
 
+// count gives "1 record", "2 records".
+func count(n uint64, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return strconv.FormatUint(n, 10) + " " + what + "s"
+}
+
 // humanDuration gives a rounded form for people: "1.5s", "3m20s", "2h10m".
 func humanDuration(d time.Duration) string {
 	switch {
