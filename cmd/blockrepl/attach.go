@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +30,8 @@ so that what is stuck in the old server can never be written any more.
 Needs root, the nbd module (modprobe nbd) and Linux 5.12 or later. The kernel
 speaks plain TCP: over networks that are not trusted use a tunnel. Without the
 driver use nbdfuse or QEMU, which speak TLS.
+
+Under systemd it reports readiness (Type=notify) when the device is there.
 
 SIGINT or SIGTERM detaches the device. While it is mounted or otherwise in use it
 stays attached, without anybody to reconnect it; run the same command again to
@@ -155,6 +158,9 @@ func (a *attachment) run(ctx context.Context) error {
 		return a.kernelFailure(err)
 	}
 	fmt.Fprintf(a.out, "%s is %s at %s, %s, client %s\n", a.device, a.volume, conn.server, humanBytes(conn.info.size), a.client)
+	// Mounts that are ordered after the unit wait for this. An error means that
+	// nobody listens any more.
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 	for {
 		select {
 		case <-ctx.Done():

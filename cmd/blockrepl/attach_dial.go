@@ -23,8 +23,11 @@ const (
 	nbdRepAck      = 1
 	nbdRepInfo     = 3
 	nbdRepErrorBit = 1 << 31
-	nbdInfoExport  = 0
-	nbdFlagRO      = 1 << 1
+	// nbdRepTLSRequired and nbdRepUnknown are the errors that an operator meets.
+	nbdRepTLSRequired = nbdRepErrorBit + 5
+	nbdRepUnknown     = nbdRepErrorBit + 6
+	nbdInfoExport     = 0
+	nbdFlagRO         = 1 << 1
 	// nbdReplyMagic begins each answer to an option.
 	nbdReplyMagic = 0x3e889045565a9
 	// maxNBDReply bounds one answer: the specification's longest string and some.
@@ -111,6 +114,10 @@ func negotiateNBD(c io.ReadWriter, export string) (info nbdInfo, err error) {
 				return info, fmt.Errorf("export has %d bytes", size)
 			}
 			info = nbdInfo{size: int64(size), flags: be.Uint16(data[10:])}
+		case kind == nbdRepTLSRequired:
+			return info, errors.New("the server wants TLS, which the kernel's driver does not speak: use a tunnel, nbdfuse or QEMU")
+		case kind == nbdRepUnknown:
+			return info, fmt.Errorf("the server has no such volume: %q", data)
 		case kind&nbdRepErrorBit != 0:
 			return info, fmt.Errorf("refused (NBD error %d): %q", kind&^nbdRepErrorBit, data)
 		}

@@ -75,7 +75,7 @@ func dev(c *cli.Context) error {
 	if err != nil {
 		return usagef("dev: --size: %w", err)
 	}
-	dir, cleanup, err := devDir(c.String("dir"))
+	dir, cleanup, err := devDir(c.String("dir"), c.App.Writer)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,10 @@ func dev(c *cli.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var servers []*devServer
-	defer func() { stopAll(c.App.Writer, servers) }()
+	defer func() {
+		stopAll(c.App.Writer, servers)
+		stopStartedAgain(c.App.Writer, configs)
+	}()
 	for _, cfg := range configs {
 		s, err := startDevServer(cfg, dir, logsTo(c))
 		if err != nil {
@@ -106,7 +109,7 @@ func dev(c *cli.Context) error {
 		return err
 	}
 	showDev(c.App.Writer, dir, servers)
-	return watchServers(ctx, c.App.Writer, servers)
+	return watchServers(ctx, c.App.Writer, servers, configs)
 }
 
 func logsTo(c *cli.Context) io.Writer {
@@ -117,10 +120,14 @@ func logsTo(c *cli.Context) io.Writer {
 }
 
 // devDir gives the directory and what removes it when it was temporary.
-func devDir(name string) (dir string, cleanup func(), err error) {
+func devDir(name string, w io.Writer) (dir string, cleanup func(), err error) {
 	if name == "" {
 		dir, err = os.MkdirTemp("", "blockrepl-dev-")
-		return dir, func() { os.RemoveAll(dir) }, err
+		return dir, func() {
+			if err := os.RemoveAll(dir); err != nil {
+				fmt.Fprintf(w, "not all is removed, is something mounted there? %v\n", err)
+			}
+		}, err
 	}
 	if dir, err = filepath.Abs(name); err == nil {
 		err = os.MkdirAll(dir, 0o755)
@@ -258,7 +265,7 @@ func lastLine(path string) string {
 
 // watchServers says when a server ends, which is what dev is for, and returns
 // when interrupted or when none is left.
-func watchServers(ctx context.Context, w io.Writer, servers []*devServer) error {
+func watchServers(ctx context.Context, w io.Writer, servers []*devServer, configs []*Config) error {
 	ended := make(chan *devServer, len(servers))
 	for _, s := range servers {
 		go func() { // ends with its server, which stopAll ends
@@ -277,6 +284,10 @@ func watchServers(ctx context.Context, w io.Writer, servers []*devServer) error 
 			fmt.Fprintf(w, "server %s (pid %d) ended: %v\n   start it again:  %s serve --config %s\n",
 				s.cfg.ID, s.cmd.Process.Pid, s.cmd.ProcessState, typedName(), s.cfg.path)
 		}
+	}
+	if len(startedAgain(configs)) > 0 {
+		<-ctx.Done()
+		return nil
 	}
 	return errors.New("dev: no server is left")
 }
