@@ -12,6 +12,7 @@ import (
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -32,6 +33,7 @@ func (s *Server) AdminHandler() http.Handler {
 	s.command(mux, "set", handleSet)
 	s.command(mux, "verify", handleVerify)
 	s.command(mux, "init", handleInit)
+	s.command(mux, "drop", handleDrop)
 	s.query(mux, "journal", streamJournal)
 	s.query(mux, "journal/info", journalInfo)
 	s.query(mux, "journal/verify", journalVerify)
@@ -202,6 +204,22 @@ func handleSet(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 		return nil, err
 	}
 	return SetReport{Volume: v.name, OnDegraded: view.Config.OnDegraded.String(), KeepBytes: view.Config.Keep}, nil
+}
+
+func handleDrop(_ context.Context, v *Volume, body io.Reader) (any, error) {
+	var q DropRequest
+	if err := readBody(body, &q); err != nil {
+		return nil, err
+	}
+	log := v.log.Load()
+	if log == nil {
+		return nil, fmt.Errorf("volume %q has no journal yet: %w", v.name, errNotFound)
+	}
+	err := log.DropQuarantine(q.Quarantine)
+	if errors.Is(err, journal.ErrNoQuarantine) {
+		return nil, fmt.Errorf("%w: %w", errNotFound, err)
+	}
+	return DropReport{Volume: v.name, Quarantine: q.Quarantine}, err
 }
 
 func answerJSON(w http.ResponseWriter, v any) {

@@ -6,8 +6,11 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 // ask sends a request to a server's admin handler and decodes the answer.
@@ -47,6 +50,29 @@ func TestStatusSaysWhereEverybodyIs(t *testing.T) {
 	}
 }
 
+func TestStatusSaysHowFarAVerifyIs(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	v := c.servers[0].Volume("vol0")
+	w := v.begin("verify", 1000)
+	w.done.Store(400)
+	other := v.begin("init", 2000)
+	st, _ := ask[Status](t, c.servers[0], "GET", "/v1/status", "")
+	if got := st.Volumes[0].Work; got == nil || got.What != "init" || got.DoneBytes != 0 || got.TotalBytes != 2000 || got.LeftSeconds != 0 {
+		t.Errorf("work: %+v", got)
+	}
+	v.end(w) // not the one that is shown
+	other.done.Store(3000)
+	st, _ = ask[Status](t, c.servers[0], "GET", "/v1/status", "")
+	if got := st.Volumes[0].Work; got == nil || got.DoneBytes != 2000 {
+		t.Errorf("work: %+v", got)
+	}
+	v.end(other)
+	if st, _ = ask[Status](t, c.servers[0], "GET", "/v1/status", ""); st.Volumes[0].Work != nil {
+		t.Errorf("work that has ended: %+v", st.Volumes[0].Work)
+	}
+}
+
 func TestJournalEndpointListsRecords(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	c.start(0)
@@ -80,6 +106,20 @@ func TestJournalEndpointListsRecords(t *testing.T) {
 	rep, _ := ask[JournalVerify](t, c.servers[0], "GET", "/v1/volumes/vol0/journal/verify", "")
 	if rep.Records != 4 || rep.Damaged != 0 {
 		t.Errorf("verify: %+v", rep)
+	}
+	rec = httptest.NewRecorder()
+	c.servers[0].AdminHandler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), "GET", "/v1/volumes/vol0/journal?raw=1&from=3&to=4", nil))
+	var seqs []record.Seq
+	for rest := rec.Body.Bytes(); len(rest) > 0; {
+		var r *record.Record
+		var err error
+		if r, rest, err = record.DecodeNext(rest); err != nil {
+			t.Fatal(err)
+		}
+		seqs = append(seqs, r.Seq)
+	}
+	if !slices.Equal(seqs, []record.Seq{3, 4}) {
+		t.Errorf("raw records: %v", seqs)
 	}
 	for path, want := range map[string]int{
 		"/v1/volumes/none/journal":               http.StatusNotFound,

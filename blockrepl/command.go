@@ -24,7 +24,6 @@ type PromoteReport struct {
 	MissingFirst   uint64  `json:"missing_first"`
 	MissingLast    uint64  `json:"missing_last"`
 	MissingSeconds float64 `json:"missing_seconds"`
-	MissingBytes   int64   `json:"missing_bytes"`
 	Epoch          string  `json:"epoch"` // of the new mastership; "" for a dry run
 }
 
@@ -109,6 +108,18 @@ type VerifyRequest struct {
 	Repair bool `json:"repair"`
 }
 
+// DropRequest is the body of POST /v1/volumes/{name}/drop: removes a quarantine
+// of the asked server for ever.
+type DropRequest struct {
+	Quarantine string `json:"quarantine"`
+}
+
+// DropReport is its answer.
+type DropReport struct {
+	Volume     string `json:"volume"`
+	Quarantine string `json:"quarantine"`
+}
+
 // CommandError is the JSON body of every answer that is not 2xx.
 type CommandError struct {
 	Error string `json:"error"` // one line
@@ -128,7 +139,8 @@ type VerifyReport struct {
 // JournalRecord is one line of GET /v1/volumes/{name}/journal?from=&to=&limit=
 // &data=&quarantine=, which answers with one JSON object a line, ascending.
 // Without from it begins with the first record kept; data=1 adds the payload,
-// uncompressed; quarantine=NAME reads a tail that was set aside.
+// uncompressed; quarantine=NAME reads a tail that was set aside. With raw=1 the
+// answer is the records as they are stored, without a limit.
 type JournalRecord struct {
 	Seq         uint64    `json:"seq"`
 	Epoch       string    `json:"epoch"`

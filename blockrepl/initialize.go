@@ -83,6 +83,8 @@ func (v *Volume) fillFrom(ctx context.Context, path string) error {
 	if err := v.img.ZeroAll(ctx, nil); err != nil {
 		return err
 	}
+	w := v.begin("init", size)
+	defer v.end(w)
 	buf := make([]byte, initStep)
 	for off := int64(0); off < size; {
 		if err := ctx.Err(); err != nil {
@@ -98,6 +100,7 @@ func (v *Volume) fillFrom(ctx context.Context, path string) error {
 			}
 		}
 		off += int64(n)
+		w.done.Store(off)
 	}
 	return v.img.Sync()
 }

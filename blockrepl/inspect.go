@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -83,6 +84,10 @@ func streamJournal(w http.ResponseWriter, r *http.Request, v *Volume) error {
 		return err
 	}
 	data := q.Get("data") != "" && q.Get("data") != "0"
+	raw := q.Get("raw") != "" && q.Get("raw") != "0"
+	if raw {
+		limit = math.MaxUint64
+	}
 	enc := json.NewEncoder(w)
 	lines := uint64(0)
 	give := func(rec *record.Record) error {
@@ -94,6 +99,14 @@ func streamJournal(w http.ResponseWriter, r *http.Request, v *Volume) error {
 		}
 		if uint64(rec.Seq) > to {
 			return errEnough
+		}
+		if raw {
+			if lines == 0 {
+				w.Header().Set("Content-Type", "application/octet-stream")
+			}
+			lines++
+			_, err := w.Write(rec.Raw)
+			return err
 		}
 		j, err := JournalRecordOf(rec, data)
 		if err != nil {
@@ -123,6 +136,8 @@ func streamJournal(w http.ResponseWriter, r *http.Request, v *Volume) error {
 	switch {
 	case err == nil, errors.Is(err, errEnough):
 		return nil
+	case lines > 0 && raw:
+		panic(http.ErrAbortHandler) // the asker must not take what it has for all
 	case lines > 0:
 		return enc.Encode(CommandError{Error: err.Error(), Code: "refused"})
 	case errors.Is(err, journal.ErrTrimmed), errors.Is(err, journal.ErrNotYet), errors.Is(err, journal.ErrNoQuarantine):

@@ -36,6 +36,7 @@ func (s *Server) Status(ctx context.Context) Status {
 func (v *Volume) Status(ctx context.Context) VolumeStatus {
 	st := VolumeStatus{Name: v.name, Role: "failed", State: StateFailed, Authority: "operator", Clients: v.clients.status(),
 		InSync: []string{}, Members: []string{}, Peers: []PeerStatus{}, SizeBytes: v.size.Load()}
+	st.Work = v.working()
 	view, err := v.view(ctx)
 	if err != nil {
 		st.Reason = err.Error()

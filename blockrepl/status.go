@@ -52,7 +52,9 @@ type VolumeStatus struct {
 	Holder       string      `json:"holder"`
 	JournalBytes int64       `json:"journal_bytes"`
 	// Resync is nil unless State is resyncing.
-	Resync      *ResyncStatus      `json:"resync,omitempty"`
+	Resync *ResyncStatus `json:"resync,omitempty"`
+	// Work is nil unless a verify or an init is under way here.
+	Work        *WorkStatus        `json:"work,omitempty"`
 	Quarantines []QuarantineStatus `json:"quarantines,omitempty"`
 	Counters    map[string]uint64  `json:"counters"` // requests_sent, requests_served, records_early, records_duplicate, forwards, resync_bytes, …
 	Clients     []ClientStatus     `json:"clients"`
@@ -90,6 +92,14 @@ type ResyncStatus struct {
 	DoneBytes   int64   `json:"done_bytes"`
 	TotalBytes  int64   `json:"total_bytes"`
 	SentBytes   int64   `json:"sent_bytes"` // what differed and travelled
+	LeftSeconds float64 `json:"left_seconds"`
+}
+
+// WorkStatus is how far a command is that reads or writes a whole image.
+type WorkStatus struct {
+	What        string  `json:"what"` // verify, init
+	DoneBytes   int64   `json:"done_bytes"`
+	TotalBytes  int64   `json:"total_bytes"`
 	LeftSeconds float64 `json:"left_seconds"`
 }
 

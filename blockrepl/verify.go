@@ -67,10 +67,13 @@ func (v *Volume) verify(ctx context.Context, repair bool) (VerifyReport, error) 
 	r := &verification{v: v, link: l, epoch: view.Epoch, repair: repair,
 		report: VerifyReport{Volume: v.name, Source: master.String()}}
 	size := v.img.Size()
+	w := v.begin("verify", size)
+	defer v.end(w)
 	for off := int64(0); off < size; off += resyncWindow {
 		if err := r.window(ctx, off, min(resyncWindow, size-off)); err != nil {
 			return r.report, fmt.Errorf("verify volume %q against server %s at offset %d: %w", v.name, master, off, err)
 		}
+		w.done.Store(off + resyncWindow)
 	}
 	if repair && r.report.DifferentBytes > 0 {
 		// Nothing is called repaired that a power cut could take back.

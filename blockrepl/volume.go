@@ -82,6 +82,7 @@ type Volume struct {
 
 	// initializing is held while an operator's init prepares the image.
 	initializing sync.Mutex
+	work         atomic.Pointer[work] // nil: none is under way
 
 	wg       sync.WaitGroup // all goroutines but the loop
 	sweepEnd chan struct{}  // closed by stop

@@ -129,7 +129,7 @@ func (a *admin) open(ctx context.Context, method, path string, in io.Reader) (io
 	}
 	resp, err := a.http.Do(req)
 	if err != nil {
-		return nil, a.unreachable(ctx, err)
+		return nil, a.unreachable(ctx, method, err)
 	}
 	if resp.StatusCode/100 == 2 {
 		return resp.Body, nil
@@ -138,13 +138,16 @@ func (a *admin) open(ctx context.Context, method, path string, in io.Reader) (io
 	return nil, answerFailure(resp)
 }
 
-func (a *admin) unreachable(ctx context.Context, err error) error {
+func (a *admin) unreachable(ctx context.Context, method string, err error) error {
 	if uerr, ok := errors.AsType[*url.Error](err); ok {
 		err = uerr.Err // without method and URL, which mean nothing to the operator
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return &failure{code: exitUnreachable, err: fmt.Errorf("no answer from %s in time", a.addr),
-			next: "look at the server's log, or give it more with --timeout"}
+		next := "look at the server's log, or give it more with --timeout"
+		if method == http.MethodPost {
+			next = "it may still be carried out: look at the status and the server's log, or give it more with --timeout"
+		}
+		return &failure{code: exitUnreachable, err: fmt.Errorf("no answer from %s in time", a.addr), next: next}
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()

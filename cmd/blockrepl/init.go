@@ -63,7 +63,10 @@ func initVolume(c *cli.Context) error {
 		return err
 	}
 	var r blockrepl.InitReport
+	stop := a.showProgress(c, c.Args().First())
+	defer stop()
 	return a.command(c, volumePath(c.Args().First(), "init"), q, &r, func(w io.Writer) {
+		stop()
 		fmt.Fprintf(w, "%s exists now, %s; its other servers copy it as they come\n", r.Volume, humanBytes(r.SizeBytes))
 	})
 }

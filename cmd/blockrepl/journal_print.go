@@ -67,8 +67,11 @@ func printVerify(w io.Writer, asJSON bool, r *blockrepl.JournalVerify) error {
 	if r.Damaged > 0 {
 		verdict = fmt.Sprintf("%d DAMAGED", r.Damaged)
 	}
-	_, err := fmt.Fprintf(w, "%s: records %d to %d, %d whole, %s, %d in quarantines: %s\n", r.Volume, r.First, r.Last, r.Records,
-		humanBytes(r.Bytes), r.Quarantined, verdict)
+	kept := fmt.Sprintf("records %d to %d, %d whole, %s", r.First, r.Last, r.Records, humanBytes(r.Bytes))
+	if r.First > r.Last {
+		kept = fmt.Sprintf("no records kept, the next is %d", r.First)
+	}
+	_, err := fmt.Fprintf(w, "%s: %s, %d in quarantines: %s\n", r.Volume, kept, r.Quarantined, verdict)
 	for _, d := range r.Damage {
 		fmt.Fprintf(w, "   %s\n", d)
 	}

@@ -24,7 +24,7 @@ cannot; then you must say what it cannot see:
    --old-master-dead   the old master is stopped and will not come back as master.
                        Look first: it must really be off, or cut from its clients.
    --accept-loss       go on although completed writes may be missing here. The
-                       report says which numbers, how many bytes and seconds.
+                       report says which numbers, as far as anyone who answers knows.
 
 --dry-run changes nothing and prints who answers, the last number that each
 holds and what could be missing. Run it first.
@@ -67,14 +67,19 @@ func promote(c *cli.Context) error {
 	if err != nil || r.Allowed {
 		return err
 	}
-	return refusedf(needs(&r), "promote %s on %s: %s", volume, r.Candidate, r.Reason)
+	return refusedf(needs(c, &r), "promote %s on %s: %s", volume, r.Candidate, r.Reason)
 }
 
-func needs(r *blockrepl.PromoteReport) string {
+// needs gives the command that would be carried out, at the same server.
+func needs(c *cli.Context, r *blockrepl.PromoteReport) string {
 	if r.Needs == "" {
 		return ""
 	}
-	return "if that is so: blockrepl promote " + r.Volume + " " + r.Needs
+	next := "if that is so: blockrepl promote " + r.Volume + " " + r.Needs
+	if c.IsSet("admin") {
+		next += " --admin " + c.String("admin")
+	}
+	return next
 }
 
 // showPromote prints the table of servers, what could be missing, and the outcome.
@@ -90,8 +95,8 @@ func showPromote(w io.Writer, r *blockrepl.PromoteReport, dryRun bool) {
 	}
 	t.flush()
 	if r.MissingFirst != 0 {
-		fmt.Fprintf(w, "could be missing on %s: records %d to %d, %s, the last %s\n", r.Candidate, r.MissingFirst,
-			r.MissingLast, humanBytes(r.MissingBytes), humanDuration(time.Duration(r.MissingSeconds*float64(time.Second))))
+		fmt.Fprintf(w, "could be missing on %s: %s, %d to %d%s\n", r.Candidate, count(r.MissingLast-r.MissingFirst+1, "record"),
+			r.MissingFirst, r.MissingLast, unheard(r.MissingSeconds))
 	}
 	switch {
 	case !r.Allowed: // the error line says it
@@ -102,6 +107,14 @@ func showPromote(w io.Writer, r *blockrepl.PromoteReport, dryRun bool) {
 	default:
 		fmt.Fprintf(w, "%s is master of %s, epoch %s\n", r.Candidate, r.Volume, r.Epoch)
 	}
+}
+
+// unheard says since when nothing was heard of a master whose records may be missing.
+func unheard(seconds float64) string {
+	if seconds == 0 {
+		return ""
+	}
+	return ", of a master not heard for " + humanDuration(time.Duration(seconds*float64(time.Second)))
 }
 
 func yesNo(b bool) string {

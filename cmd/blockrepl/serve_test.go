@@ -105,7 +105,11 @@ func TestServeReportsReadinessServesAndStops(t *testing.T) {
 		{[]string{"journal", "list", "--admin", admin}, 0, "vol0"},
 		{[]string{"journal", "show", "--admin", admin, "vol0", "--json", "--data"}, 0, `"kind":"write","offset":4096`},
 		{[]string{"journal", "verify", "--admin", admin, "vol0"}, 0, "good"},
-		{[]string{"journal", "list", data}, 1, "ask it with --admin"},
+		{[]string{"journal", "list", data}, 1, "ask it, with --admin"},
+		{[]string{"journal", "show", "--admin", admin, "vol0", "9999"}, 1, "no record 9999; it keeps 1 to"},
+		{[]string{"journal", "dump", "--admin", admin, "vol0", "--output", filepath.Join(dir, "running")}, 0, ""},
+		{[]string{"journal", "drop", "--admin", admin, "vol0", "q"}, 1, "no such quarantine"},
+		{[]string{"check", "--cluster", "lab", "--id", "a", "--data", data}, 2, "its server runs"},
 		{[]string{"status", "nosuch", "--admin", admin}, 1, "no volume"},
 		{[]string{"promote", "nosuch", "--admin", admin}, 1, "its volumes are: vol0"},
 		{[]string{"resize", "vol0", "128MiB", "--admin", admin}, 0, "128MiB"},
@@ -137,6 +141,9 @@ func TestServeReportsReadinessServesAndStops(t *testing.T) {
 	if code := s.stop(t, syscall.SIGKILL); code != -1 {
 		t.Fatalf("SIGKILL: exit %d", code)
 	}
+	if want := "key=size configured=64MiB has=128MiB"; !strings.Contains(s.errs.String(), want) {
+		t.Errorf("log lacks %q: %s", want, s.errs.String())
+	}
 	stoppedJournalIsReadable(t, data)
 }
 
@@ -151,7 +158,8 @@ func stoppedJournalIsReadable(t *testing.T, data string) {
 	}{
 		{[]string{"journal", "list", data}, 0, "vol0"},
 		{[]string{"journal", "show", data, "vol0"}, 0, "write"},
-		{[]string{"journal", "show", data, "vol0", "9999"}, 0, ""},
+		{[]string{"journal", "show", data, "vol0", "9999"}, 1, "no record 9999; it keeps"},
+		{[]string{"journal", "show", data}, 2, "wants DATA VOLUME"},
 		{[]string{"journal", "show", data, "vol1"}, 1, `did you mean "vol0"`},
 		{[]string{"journal", "show", data, "vol0", "--quarantine", "q"}, 1, "there are: none"},
 		{[]string{"journal", "verify", data}, 0, "good"},
@@ -302,8 +310,17 @@ func TestDevRunsThreeServersAndStopsThem(t *testing.T) {
 	if !lines.Scan() || !strings.Contains(lines.Text(), "server c (pid "+strconv.Itoa(pids[2])+") ended: signal: killed") {
 		t.Errorf("after the kill of c dev says %q", lines.Text())
 	}
+	// Bug: one that was started again by hand outlived dev and its data.
+	notify, next := notifySocket(t)
+	again := startChild(t, []string{"NOTIFY_SOCKET=" + notify}, "blockrepl", "serve", "--config", filepath.Join(dir, "c.toml"))
+	if got := next(); got != "READY=1" {
+		t.Fatalf("started again: message %q", got)
+	}
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
+	}
+	if err := again.Wait(); err != nil {
+		t.Errorf("the server that was started again: %v", err)
 	}
 	for lines.Scan() { // to its end, so that Wait loses nothing
 		t.Logf("dev: %s", lines.Text())

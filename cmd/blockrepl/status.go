@@ -161,7 +161,7 @@ func renderStatus(w io.Writer, s *blockrepl.Status, colour bool) {
 	t := newTable(w)
 	for i := range s.Volumes {
 		v := &s.Volumes[i]
-		t.row(v.Name, string(v.State), v.Role, humanBytes(v.SizeBytes), positionText(v), inSyncText(v))
+		t.row(v.Name, string(v.State), roleText(v), humanBytes(v.SizeBytes), positionText(v), inSyncText(v))
 		paint(t, 0, bold)
 		paint(t, 1, volumeColour(v.State))
 		for j := range v.Peers {
@@ -190,10 +190,21 @@ func (t *table) note(v *blockrepl.VolumeStatus, colour bool) {
 		line("  ", fmt.Sprintf("resync from %s: %s of %s compared, %s differed and travelled, %s left", r.Source, humanBytes(r.DoneBytes),
 			humanBytes(r.TotalBytes), humanBytes(r.SentBytes), humanDuration(time.Duration(r.LeftSeconds*float64(time.Second)))), "")
 	}
+	if v.Work != nil {
+		line("  ", workText(v.Work), "")
+	}
 	for _, q := range v.Quarantines {
 		line("  ", fmt.Sprintf("quarantine %s: records %d to %d of epoch %s are set aside", q.ID, q.First, q.Last, q.Epoch), "")
 	}
 	line("next: ", v.Next, bold)
+}
+
+// roleText names the master, or the last one that is known, beside a slave.
+func roleText(v *blockrepl.VolumeStatus) string {
+	if v.Role == "slave" && v.Master != "" {
+		return "slave of " + v.Master
+	}
+	return v.Role
 }
 
 func positionText(v *blockrepl.VolumeStatus) string {
@@ -231,7 +242,7 @@ func lagText(v *blockrepl.VolumeStatus, p *blockrepl.PeerStatus) string {
 	case p.LagRecords == 0:
 		return "has everything"
 	}
-	return fmt.Sprintf("behind %d records, %s, %s", p.LagRecords, humanBytes(p.LagBytes),
+	return fmt.Sprintf("behind %s, %s, %s", count(p.LagRecords, "record"), humanBytes(p.LagBytes),
 		humanDuration(time.Duration(p.LagSeconds*float64(time.Second))))
 }
 

@@ -148,18 +148,19 @@ func TestRefusalsBecomeExitCodes(t *testing.T) {
 
 func TestPromoteReportNamesWhatCouldBeLost(t *testing.T) {
 	report := blockrepl.PromoteReport{Volume: "vol0", Candidate: "b", Needs: "--old-master-dead", Reason: "a does not answer",
-		MissingFirst: 7, MissingLast: 9, MissingBytes: 4096, MissingSeconds: 1.5,
+		MissingFirst: 7, MissingLast: 9, MissingSeconds: 1.5,
 		Servers: []blockrepl.PromoteServer{{Server: "a"}, {Server: "b", Answers: true, Role: "slave", Last: 6, Epoch: "3.a", InSync: true}}}
-	code, out, errs := runHere(t, "promote", "vol0", "--dry-run", "--admin", adminServer(t, answering(report)))
+	addr := adminServer(t, answering(report))
+	code, out, errs := runHere(t, "promote", "vol0", "--dry-run", "--admin", addr)
 	if code != exitRefused {
 		t.Errorf("exit %d, want %d", code, exitRefused)
 	}
-	for _, want := range []string{"records 7 to 9, 4 KiB, the last 1.5s", "SERVER", "slave"} {
+	for _, want := range []string{"3 records, 7 to 9, of a master not heard for 1.5s", "SERVER", "slave"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("stdout lacks %q:\n%s", want, out)
 		}
 	}
-	if want := "blockrepl: promote vol0 on b: a does not answer; if that is so: blockrepl promote vol0 --old-master-dead\n"; errs != want {
+	if want := "blockrepl: promote vol0 on b: a does not answer; if that is so: blockrepl promote vol0 --old-master-dead --admin " + addr + "\n"; errs != want {
 		t.Errorf("stderr %q, want %q", errs, want)
 	}
 }

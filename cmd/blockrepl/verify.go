@@ -17,7 +17,12 @@ func verifyCommand() *cli.Command {
 		UsageText: "blockrepl verify VOLUME [--admin ADDR] [--repair]",
 		Description: `Asks a slave to compare its image with the master's, by hashes, at one number of
 the history, while both go on serving. It reads the whole image on both servers;
-only hashes travel. --repair copies what differs.
+only hashes travel. On a terminal it shows how far it is; "blockrepl status" does, too.
+
+--repair copies what differs from the master: that is right when this server's image
+is the damaged one. With three servers ask both slaves without it first. If both
+differ, the master's image may be the damaged one: promote a slave that is in sync,
+then repair the old master. The journal has the last writes: "blockrepl journal show".
 
 EXAMPLES:
    blockrepl verify vol0 --admin 127.0.0.1:10821
@@ -42,7 +47,10 @@ func verify(c *cli.Context) error {
 	volume := c.Args().First()
 	var r blockrepl.VerifyReport
 	request := blockrepl.VerifyRequest{Repair: c.Bool("repair")}
+	stop := a.showProgress(c, volume)
+	defer stop()
 	err = a.command(c, volumePath(volume, "verify"), request, &r, func(w io.Writer) {
+		stop()
 		outcome := "differ"
 		if r.Repaired {
 			outcome = "differed and were copied"

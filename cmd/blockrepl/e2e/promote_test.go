@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -267,6 +269,25 @@ func TestSplitBrainIsNamedAndResolved(t *testing.T) {
 	}
 	if !found {
 		t.Errorf("the write that was not kept is in none of the quarantines %+v", q)
+	}
+	// It can be kept elsewhere and dropped, from the running server.
+	m.start()
+	c.await(soon, m.id+" answers", func() (bool, string) {
+		o := m.command("journal", "list")
+		return o.code == 0, o.String()
+	})
+	for i := range q {
+		dump := filepath.Join(t.TempDir(), "records")
+		wantExit(t, m.command("journal", "dump", volumeName, "--quarantine", q[i].ID, "--output", dump), 0, "")
+		if st, err := os.Stat(dump); err != nil || st.Size() < 128 {
+			t.Errorf("dump of quarantine %s: %v, %v, want records", q[i].ID, st, err)
+		}
+		wantExit(t, m.command("journal", "drop", volumeName, q[i].ID), 0, "is dropped")
+		wantExit(t, m.command("journal", "drop", volumeName, q[i].ID), 1, "no such quarantine")
+	}
+	m.kill()
+	if q := c.listed(m).Quarantines; len(q) != 0 {
+		t.Errorf("quarantines that were dropped are still there: %+v", q)
 	}
 }
 
