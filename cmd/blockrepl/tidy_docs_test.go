@@ -1,0 +1,160 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func readDoc(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(repository, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// names holds what the sources call things: files by their path, declared
+// functions, methods, types, constants and variables.
+type names struct {
+	files    []string
+	declared map[string]bool
+}
+
+var declaration = regexp.MustCompile(`(?m)^(?:func (?:\([^)]*\) )?|type |var |const |\t)(\w+)`)
+
+func sourceNames(t *testing.T) names {
+	t.Helper()
+	n := names{declared: map[string]bool{}}
+	err := filepath.WalkDir(repository, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() && d.Name() == ".git" {
+			return errorOrSkip(err)
+		}
+		rel, err := filepath.Rel(repository, path)
+		if err != nil {
+			return err
+		}
+		n.files = append(n.files, filepath.ToSlash(rel))
+		if filepath.Ext(path) != ".go" {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range declaration.FindAllSubmatch(text, -1) {
+			n.declared[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func errorOrSkip(err error) error {
+	if err == nil {
+		err = fs.SkipDir
+	}
+	return err
+}
+
+// hasFile reports whether a path ends in name, as documents write it.
+func (n *names) hasFile(name string) bool {
+	for _, f := range n.files {
+		if f == name || strings.HasSuffix(f, "/"+name) {
+			return true
+		}
+	}
+	return false
+}
+
+var (
+	quoted     = regexp.MustCompile("`([^`\n]+)`")
+	identifier = regexp.MustCompile(`^(?:\w+\.)?([A-Za-z]\w*[A-Z]\w*|[a-z]\w+)$`)
+)
+
+// Files, tests and functions that ARCHITECTURE.md names exist: it is read by
+// people who look for them.
+func TestTidyArchitectureNamesWhatExists(t *testing.T) {
+	n := sourceNames(t)
+	for _, key := range append(knownKeys(reflect.TypeFor[Config](), nil), "suspend", "continue") {
+		n.declared[key] = true // words of the configuration are no names of the source's
+	}
+	found := 0
+	for _, line := range strings.Split(readDoc(t, "ARCHITECTURE.md"), "\n") {
+		for _, m := range quoted.FindAllStringSubmatch(line, -1) {
+			word := m[1]
+			switch {
+			case strings.HasSuffix(word, ".go"), strings.HasSuffix(word, ".md"):
+				if found++; !n.hasFile(word) {
+					t.Errorf("no file %s: %q", word, line)
+				}
+			case strings.HasPrefix(word, "Test"), strings.HasPrefix(line, "|") && identifier.MatchString(word):
+				if found++; !n.declared[identifier.ReplaceAllString(word, "$1")] && !n.hasFile(word) {
+					t.Errorf("nothing is called %s: %q", word, line)
+				}
+			}
+		}
+	}
+	if found < 100 {
+		t.Errorf("found %d names, want more: does the test still read it?", found)
+	}
+}
+
+var (
+	metricName  = regexp.MustCompile(`\b(?:blockrepl|process)_[a-z_]+`)
+	metricLabel = regexp.MustCompile(`\b(state|what)=~?\\?"([a-z|_-]+)\\?"`)
+)
+
+// Each metric, and each value of a label, that the dashboard and the alerts use is
+// one that a server gives.
+func TestTidyDashboardAndAlertsUseMetricsThatExist(t *testing.T) {
+	dir := t.TempDir()
+	notify, next := notifySocket(t)
+	addr := "unix:" + filepath.Join(dir, "admin.sock")
+	s := startChild(t, []string{"NOTIFY_SOCKET=" + notify}, "blockrepl", "serve", "--cluster", "lab", "--id", "a", "--data", filepath.Join(dir, "data"),
+		"--nbd", "unix:"+filepath.Join(dir, "nbd.sock"), "--admin", addr, "--volume", "vol0 size=1MiB",
+		"--peers", "127.0.0.1:0", "--server", "a=127.0.0.1:1", "--server", "b=127.0.0.1:2") // a peer that is away has metrics, too
+	if got := next(); got != "READY=1" {
+		t.Fatalf("message %q", got)
+	}
+	body, err := adminAt(Addr(addr)).open(t.Context(), http.MethodGet, "/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(body)
+	if err := errors.Join(err, body.Close()); err != nil {
+		t.Fatal(err)
+	}
+	given := string(text) + "\nblockrepl_volume_resync_done_bytes{" // while a resync runs
+	for _, doc := range []string{"deploy/grafana/blockrepl.json", "deploy/grafana/alerts.yaml"} {
+		uses := readDoc(t, doc)
+		names := metricName.FindAllString(uses, -1)
+		for _, name := range names {
+			if !strings.Contains(given, "\n"+name+"{") && !strings.Contains(given, "\n"+name+" ") {
+				t.Errorf("%s: no metric %s", doc, name)
+			}
+		}
+		for _, m := range metricLabel.FindAllStringSubmatch(uses, -1) {
+			for value := range strings.SplitSeq(m[2], "|") {
+				if !strings.Contains(given, m[1]+`="`+value+`"`) {
+					t.Errorf("%s: no metric has %s=%q", doc, m[1], value)
+				}
+			}
+		}
+		if len(names) < 4 {
+			t.Errorf("%s: found %d metrics, want more: does the test still read it?", doc, len(names))
+		}
+	}
+	if code := s.stop(t, syscall.SIGTERM); code != 0 {
+		t.Errorf("SIGTERM: exit %d", code)
+	}
+}
