@@ -36,7 +36,7 @@ type PeerView struct {
 	State      PeerState
 	Reason     string
 	For        time.Duration // in this state
-	Heard      time.Duration // since it was last heard
+	Heard      time.Duration // since it was last heard; 0: never since this server's start
 	InSync     bool
 	Durable    record.Seq
 	Applied    record.Seq
@@ -97,7 +97,7 @@ func (r *Replica) View(now Time) View {
 	}
 	for _, p := range r.peers {
 		w := PeerView{Server: p.id, State: p.state, Reason: p.reason, For: r.now.Sub(p.since),
-			Heard: r.now.Sub(p.lastHeard), InSync: inSync(&r.hard.State, p.id)}
+			Heard: r.silence(p), InSync: inSync(&r.hard.State, p.id)}
 		if r.role == wire.RoleMaster {
 			w.Durable, w.Applied = p.durable, p.applied
 			w.LagRecords = uint64(r.last.Seq - min(p.durable, r.last.Seq))
@@ -109,6 +109,14 @@ func (r *Replica) View(now Time) View {
 	}
 	v.State, v.Reason, v.Next = r.condition()
 	return v
+}
+
+// silence is how long the peer was not heard, 0 when it never was.
+func (r *Replica) silence(p *peer) time.Duration {
+	if p.lastHeard == 0 {
+		return 0
+	}
+	return r.now.Sub(p.lastHeard)
 }
 
 // condition names how the volume is doing, why, and what the operator can do.
@@ -123,7 +131,7 @@ func (r *Replica) condition() (Condition, string, string) {
 		if id := r.keeper(); !id.IsZero() { // an init would be refused
 			return Diverged, fmt.Sprintf("%s; the volume exists on server %v", r.forgot, id), "see there what to do: blockrepl status " + name
 		}
-		return Diverged, r.forgot, "blockrepl init " + name
+		return Diverged, r.forgot, "blockrepl init " + name + " with --keep, --zero or --from FILE"
 	case r.forgot != "" && len(r.members()) == 1:
 		return Diverged, r.forgot, "put the right data back and restart; or take what is here for the whole: blockrepl promote " + name + " --accept-loss"
 	case r.forgot != "" && r.hard.Resync == nil && len(r.hard.State.InSync) == 1 && inSync(&r.hard.State, r.cfg.Self):

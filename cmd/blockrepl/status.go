@@ -242,8 +242,11 @@ func lagText(v *blockrepl.VolumeStatus, p *blockrepl.PeerStatus) string {
 	case p.LagRecords == 0:
 		return "has everything"
 	}
-	return fmt.Sprintf("behind %s, %s, %s", count(p.LagRecords, "record"), humanBytes(p.LagBytes),
-		humanDuration(time.Duration(p.LagSeconds*float64(time.Second))))
+	text := fmt.Sprintf("behind %s, %s", count(p.LagRecords, "record"), humanBytes(p.LagBytes))
+	if p.LagSeconds > 0 { // else it was never heard
+		text += ", " + humanDuration(time.Duration(p.LagSeconds*float64(time.Second)))
+	}
+	return text
 }
 
 func volumeColour(s blockrepl.VolumeState) string {
