@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,7 +31,8 @@ type names struct {
 	declared map[string]bool
 }
 
-var declaration = regexp.MustCompile(`(?m)^(?:func (?:\([^)]*\) )?|type |var |const |\t)(\w+)`)
+// declaration finds those at the top, and in groups and structs.
+var declaration = regexp.MustCompile(`(?m)^(?:(?:func (?:\([^)]*\) )?|type |var |const )(\w+)|\t(\w+) +(?:=|[\w.*\[\]]+(?:[ \t]|$)))`)
 
 func sourceNames(t *testing.T) names {
 	t.Helper()
@@ -49,7 +51,7 @@ func sourceNames(t *testing.T) names {
 		}
 		text, err := os.ReadFile(path)
 		for _, m := range declaration.FindAllSubmatch(text, -1) {
-			n.declared[string(m[1])] = true
+			n.declared[string(m[1])+string(m[2])] = true // one of them is empty
 		}
 		return err
 	})
@@ -76,9 +78,16 @@ func (n *names) hasFile(name string) bool {
 	return false
 }
 
+// hasDir reports whether word is a package.
+func (n *names) hasDir(word string) bool {
+	return slices.ContainsFunc(n.files, func(f string) bool { return strings.Contains("/"+f, "/"+word+"/") })
+}
+
 var (
 	quoted     = regexp.MustCompile("`([^`\n]+)`")
-	identifier = regexp.MustCompile(`^(?:\w+\.)?([A-Za-z]\w*[A-Z]\w*|[a-z]\w+)$`)
+	identifier = regexp.MustCompile(`^(?:\w+\.)?([A-Za-z]\w*)$`)
+	// listed are the lines of tables and numbered lists, which name the sources' words.
+	listed = regexp.MustCompile(`^(?:\||\d+\. |   )`)
 )
 
 // Files, tests and functions that ARCHITECTURE.md names exist: it is read by
@@ -97,8 +106,8 @@ func TestTidyArchitectureNamesWhatExists(t *testing.T) {
 				if found++; !n.hasFile(word) {
 					t.Errorf("no file %s: %q", word, line)
 				}
-			case strings.HasPrefix(word, "Test"), strings.HasPrefix(line, "|") && identifier.MatchString(word):
-				if found++; !n.declared[identifier.ReplaceAllString(word, "$1")] && !n.hasFile(word) {
+			case strings.HasPrefix(word, "Test"), listed.MatchString(line) && identifier.MatchString(word):
+				if found++; !n.declared[identifier.ReplaceAllString(word, "$1")] && !n.hasDir(word) {
 					t.Errorf("nothing is called %s: %q", word, line)
 				}
 			}
@@ -106,6 +115,35 @@ func TestTidyArchitectureNamesWhatExists(t *testing.T) {
 	}
 	if found < 100 {
 		t.Errorf("found %d names, want more: does the test still read it?", found)
+	}
+}
+
+// The example that lists all keys lists all, with the defaults.
+func TestTidyExampleOfAllKeysIsWhole(t *testing.T) {
+	const doc = "deploy/examples/all-keys.toml"
+	text := readDoc(t, doc)
+	cfg, err := parsed(t, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := parsed(t, "cluster = \"lab\"\nid = \"a\"\n[[volume]]\nname = \"vol0\"\nsize = \"100GiB\"\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(cfg, want) {
+		t.Errorf("%s gives %+v, want the defaults %+v", doc, cfg, want)
+	}
+	for _, path := range [][]string{nil, {"nbd_tls"}, {"nbd_tls", "client"}, {"peer_tls"}, {"nbd_socket"}, {"limits"}, {"server"}, {"volume"}} {
+		keys := knownKeys(reflect.TypeFor[Config](), path)
+		if len(keys) == 0 {
+			t.Errorf("no keys in %v", path)
+		}
+		for _, key := range keys {
+			table := regexp.QuoteMeta(strings.Join(append(path, key), "."))
+			if !regexp.MustCompile(`(?m)^(# )?(` + key + ` *=|\[\[?` + table + `\]\]?)`).MatchString(text) {
+				t.Errorf("%s lacks %s", doc, strings.Join(append(path, key), "."))
+			}
+		}
 	}
 }
 
