@@ -67,21 +67,6 @@ type VolumeOptions struct {
 	Image      string // a device or file; "": DataDir/images/NAME.img
 }
 
-// unlike names the options that the volume has otherwise, as it was created or set.
-func (o *VolumeOptions) unlike(st *wire.State) []string {
-	var list []string
-	if o.OnDegraded != st.OnDegraded {
-		list = append(list, "on_degraded is "+st.OnDegraded.String())
-	}
-	if o.Keep != st.Keep {
-		list = append(list, fmt.Sprintf("keep is %d bytes", st.Keep))
-	}
-	if o.Shared != st.Shared {
-		list = append(list, fmt.Sprintf("shared is %v", st.Shared))
-	}
-	return list
-}
-
 // Net opens the links between servers.
 type Net interface {
 	Listen(ctx context.Context, addr string) (net.Listener, error)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -158,9 +157,6 @@ func (v *Volume) load(log *journal.Log) (replica.Saved, []replica.Sample, error)
 	}
 	v.log.Store(log)
 	v.uuid.Store(&saved.Hard.State.UUID)
-	if list := v.opt.unlike(&saved.Hard.State); len(list) > 0 {
-		v.logr.Info("the volume goes by its own options, not by the configuration's", "own", strings.Join(list, ", "), "change", "blockrepl set "+v.name)
-	}
 	k := v.s.marks.get(saved.Hard.State.UUID)
 	saved.Forgot = k.forgot(&saved.Hard, saved.Last, func(seq record.Seq) (uint64, bool) {
 		if sum, ok := sumOf(&saved, seq); ok {

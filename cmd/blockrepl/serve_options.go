@@ -82,7 +82,8 @@ func warnDifferent(ctx context.Context, cfg *Config, server *blockrepl.Server, l
 		for _, d := range []struct{ key, configured, has, next string }{
 			{"size", v.Size.String(), Size(st.SizeBytes).String(), "blockrepl resize, or correct the configuration"},
 			{"servers", sortedNames(v.Servers), sortedNames(st.Members), "correct the configuration; they are as at the volume's creation"},
-			{"on_degraded", v.OnDegraded, st.OnDegraded, "correct the configuration; it is as at the volume's creation"},
+			{"on_degraded", v.OnDegraded, st.OnDegraded, "blockrepl set, or correct the configuration"},
+			{"keep", v.Keep.String(), Size(st.KeepBytes).String(), "blockrepl set, or correct the configuration"},
 			{"shared", strconv.FormatBool(v.Shared), strconv.FormatBool(st.Shared), "correct the configuration; it is as at the volume's creation"},
 		} {
 			if d.configured != d.has {
