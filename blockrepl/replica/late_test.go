@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 // A slave that had promised a later epoch told its master so only when a record
@@ -205,5 +206,49 @@ func TestResyncBeginsAnewWhereMoreThanItsEndWasApplied(t *testing.T) {
 	c.pass(time.Second)
 	if len(s.orders) != 1 || s.orders[0].From != 0 || s.base.Seq < end {
 		t.Fatalf("orders to copy: %+v, journal behind %v, state %+v; want the whole image copied anew", s.orders, s.base, s.hard.Resync)
+	}
+}
+
+// What an image may hold was asked of the losses that were accepted after the newest
+// epoch that its server had followed. A server that had followed a later one, in which
+// nothing was ever committed, kept what an earlier loss had given up in its image.
+func TestImageIsCopiedAnewForALossBelowAnEpochOfNobodyElse(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	conn := a.open("db1", 0)
+	for range 4 {
+		a.mustComplete(a.write(conn, 0, "x"))
+	}
+	c.pass(time.Second)
+	c.kill("a")
+	c.kill("b")
+	b.log = b.log[:len(b.log)-3]
+	c.start("b")
+	c.pass(time.Second)
+	if res := b.command(func(n uint64) Event { return Promote{ID: n, AcceptLoss: true} }); res == nil || res.Err != nil || res.Report.Needs != "accept-loss" {
+		t.Fatalf("promote b: %+v", res)
+	}
+	for range 2 {
+		c.pass(3 * time.Second)
+		c.kill("b")
+		c.start("b")
+	}
+	c.pass(3 * time.Second)
+	e := record.Epoch{Counter: 3, Server: s.id}
+	if !inSync(&b.hard.State, s.id) || b.r.epoch().Compare(e) < 0 {
+		t.Fatalf("b: %+v", b.hard.State)
+	}
+	// c had taken an epoch that only a followed; a has all that was committed before.
+	a.hard.State = without(a.hard.State, b.id)
+	a.hard.State.Epoch, a.hard.State.Master = e, s.id
+	a.hard.Promised, a.hard.Following = e, e
+	a.hard.History = append(a.hard.History, wire.EpochStart{Epoch: e, First: record.Pos{Seq: a.log[len(a.log)-1].Seq + 1}, BaseNumber: 1, Set: a.hard.State.InSync})
+	a.hard.Checkpoint, a.slowCopy = 0, true
+	c.start("a")
+	c.pass(time.Second)
+	if len(a.orders) != 1 || a.orders[0].From != 0 {
+		t.Fatalf("orders to copy: %+v; want the whole image copied anew\n%q", a.orders, a.notes)
 	}
 }

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
@@ -137,10 +138,9 @@ func (r *Replica) maybeApplied(h []wire.EpochStart) record.Seq {
 	if m := r.hard.Resync; m != nil && m.Target == 0 {
 		return r.applyTo // the mark says that the image is a mixture anyway
 	}
-	for i := len(h) - 1; i >= 0; i-- {
-		if h[i].Loss && r.hard.Following.Less(h[i].Epoch) {
-			return max(r.applyTo, r.redo.held)
-		}
+	ours, h := aligned(r.hard.History, h)
+	if slices.ContainsFunc(h[parting(ours, h):], func(s wire.EpochStart) bool { return s.Loss }) {
+		return max(r.applyTo, r.redo.held)
 	}
 	return r.applyTo
 }

@@ -85,13 +85,22 @@ func dropped(a, b *wire.State) []record.ServerID {
 	return out
 }
 
+// parting is how many epochs two histories begin with alike.
+func parting(a, b []wire.EpochStart) int {
+	n := 0
+	for n < len(a) && n < len(b) && a[n].Epoch == b[n].Epoch {
+		n++
+	}
+	return n
+}
+
 // common is the last number at which two journals are known to agree: each
 // consists of its epoch history and its end. Within one epoch the same number
 // never names two records, so equal beginnings of epochs suffice.
 func common(a []wire.EpochStart, aLast record.Seq, b []wire.EpochStart, bLast record.Seq) record.Seq {
 	a, b = aligned(a, b)
-	n := 0
-	for n < len(a) && n < len(b) && a[n].Epoch == b[n].Epoch && a[n].First == b[n].First {
+	n, alike := 0, parting(a, b)
+	for n < alike && a[n].First == b[n].First {
 		n++
 	}
 	if n == 0 {
@@ -158,10 +167,7 @@ func splitBrain(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wi
 // that both have in sync now is enough, too.
 func barred(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wire.State) bool {
 	ah, bh = aligned(ah, bh)
-	n := 0
-	for n < len(ah) && n < len(bh) && ah[n].Epoch == bh[n].Epoch {
-		n++
-	}
+	n := parting(ah, bh)
 	for n < len(bh) && !a.Epoch.Less(bh[n].Epoch) {
 		n++
 	}
