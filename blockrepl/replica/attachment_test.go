@@ -96,3 +96,28 @@ func TestRefusalForAnUnknownReasonSendsTheClientAway(t *testing.T) {
 		t.Error("the client was not sent away")
 	}
 }
+
+// A resize that waited at a slave for a master was numbered behind a larger one, and
+// cut off what lay between.
+func TestResizeThatComesLateDoesNotShrinkTheVolume(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	c.unlink(a, b)
+	b.step(Resize{ID: 1, Size: 2 << 20})
+	a.step(Resize{ID: 2, Size: 3 << 20})
+	c.link(a, b)
+	c.pass(time.Second)
+	for _, n := range c.nodes {
+		if n.r.Size() != 3<<20 {
+			t.Errorf("%v has %d bytes", n.id, n.r.Size())
+		}
+	}
+	if err := b.results[1].Err; !errors.Is(err, ErrRefused) {
+		t.Errorf("resize at b: %v, want it refused", err)
+	}
+	if res, ok := a.results[2]; !ok || res.Err != nil {
+		t.Errorf("resize at a: %+v", res)
+	}
+}

@@ -179,6 +179,10 @@ func (r *Replica) admissible(rec *record.Record) (wire.Code, string) {
 	case record.KindMark:
 		return r.admissibleMark(rec)
 	case record.KindResize:
+		// It was looked at when it was given; another one may have come between.
+		if rec.Length < r.numbered.Size {
+			return wire.CodeRange, shrinks(r.numbered.Size)
+		}
 		return 0, ""
 	case record.KindWrite, record.KindZero, record.KindTrim:
 	default:
@@ -429,9 +433,13 @@ func (r *Replica) routeHeld() {
 // resize numbers a change of the volume's size.
 func (r *Replica) resize(ev Resize) {
 	if ev.Size < r.numbered.Size {
-		r.refuse(ev.ID, "the volume has %d bytes; shrinking would cut off data", r.numbered.Size)
+		r.refuse(ev.ID, "%s", shrinks(r.numbered.Size))
 		return
 	}
 	r.route(&Op{Rec: record.NewResize(ev.Size), result: ev.ID})
 	r.sendForwards()
+}
+
+func shrinks(size int64) string {
+	return fmt.Sprintf("the volume has %d bytes; shrinking would cut off data", size)
 }

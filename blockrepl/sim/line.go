@@ -73,6 +73,9 @@ func (l *line) add(s *Sim, rec *record.Record) {
 	l.recs = append(l.recs, rec)
 	l.epoch = rec.Epoch
 	if rec.Kind == record.KindResize {
+		if int(rec.Length/sectorBytes) < l.size {
+			s.fail("the volume never shrinks", "number %d resizes it from %d sectors to %d", rec.Seq, l.size, rec.Length/sectorBytes)
+		}
 		l.size = min(int(rec.Length/sectorBytes), sectorsMax)
 	}
 	if !rec.Kind.ChangesImage() {
