@@ -108,6 +108,12 @@ type forced struct {
 	bars []*node
 }
 
+// bar notes that m must not be promoted from now on.
+func (f *forced) bar(m *node) {
+	m.warned = true
+	f.bars = append(f.bars, m)
+}
+
 // settled forgets about forced forgets that are answered, or will never be.
 func (o *operator) settled(done func(forced) bool) { o.asserts = slices.DeleteFunc(o.asserts, done) }
 
@@ -208,9 +214,9 @@ func (o *operator) forget(s *Sim, n *node, wild bool) {
 		}
 		f := forced{id: o.next, at: n}
 		for _, k := range s.nodes { // no majority may know of it
-			if k == m || !inState(&n.journal.os.hard.State, k.id) {
-				k.warned = true
-				f.bars = append(f.bars, k)
+			h := &n.journal.os.hard
+			if k == m || !inState(&h.State, k.id) || h.Proposed != nil && !inState(h.Proposed, k.id) {
+				f.bar(k)
 			}
 		}
 		o.asserts = append(o.asserts, f)
@@ -229,6 +235,15 @@ func (o *operator) forget(s *Sim, n *node, wild bool) {
 // result hears the answer to a command.
 func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 	s.tell(n.i, "command %d: %v %v", r.ID, r.Err, r.Note)
+	for _, f := range o.asserts {
+		if st := n.rep.View(n.now()).Config; f.id == r.ID && r.Err == nil {
+			for _, m := range s.nodes { // the answer names whom a change before leaves out, too
+				if !inState(&st, m.id) {
+					m.warned = true
+				}
+			}
+		}
+	}
 	o.settled(func(f forced) bool { return f.id == r.ID })
 	if r.Report != nil && r.Err == nil && r.Note != "" {
 		// A promotion that no majority knows of: whoever it left out is named.
