@@ -17,6 +17,9 @@ import (
 
 // careless gives the command of fault f at n.
 func (o *operator) careless(s *Sim, f fault, n *node) {
+	if f == fWildLoss || f == fWildDead {
+		o.another(s)
+	}
 	switch f {
 	case fWildLoss:
 		s.hit(f, n)
@@ -47,11 +50,17 @@ func (o *operator) keep(s *Sim, n *node) {
 	n.post(replica.Resolve{ID: o.next})
 }
 
+// another notes that a promotion is ordered without a look at others under way. What is
+// asserted of the old master says nothing of a new one: it may lose what that commits.
+func (o *operator) another(s *Sim) {
+	o.rash = s.now + 6*int64(peerTimeout)
+	if o.promote != 0 && o.dead != nil {
+		o.wild[o.promote] = "two at once"
+	}
+}
+
 // wildly notes that the command to come is one whose losses are the operator's.
 func (o *operator) wildly(why string) {
-	if o.wild == nil {
-		o.wild = map[uint64]string{}
-	}
 	o.wild[o.next] = why
 }
 

@@ -26,6 +26,7 @@ type operator struct {
 	promote uint64 // the promotion under way; 0: none
 	node    *node  // at which
 	dead    *node  // kept down for it
+	rash    int64  // a careless promotion may be under way until then
 	until   int64  // no --old-master-dead before: a stop may have asked a slave to take over
 	said    [nodesMax]said
 	turn    int               // whose status is looked at first
@@ -187,6 +188,9 @@ func (o *operator) oldDead(s *Sim, n *node) {
 	s.hit(fOldDead, n)
 	o.promote, o.node, o.dead = o.next, n, m
 	m.held = true
+	if s.now < o.rash {
+		o.wildly("two at once")
+	}
 	s.tell(n.i, "promote --old-master-dead (%v)", m.id)
 	n.post(replica.Promote{ID: o.next, OldMasterDead: true})
 }
@@ -209,7 +213,7 @@ func (o *operator) forget(s *Sim, n *node, wild bool) {
 		if n.damaged && !wild {
 			return // nor would one whose disk was just restored leave out who could tell
 		}
-		if !wild && (o.promote != 0 || s.now < o.until || st.Master != n.id) {
+		if !wild && (o.promote != 0 || s.now < max(o.until, o.rash) || st.Master != n.id) {
 			return
 		}
 		f := forced{id: o.next, at: n}

@@ -163,6 +163,7 @@ func New(seed uint64, opt Options) *Sim {
 	s.reqs = append(s.reqs, nil) // request 0 is none
 	s.conns = append(s.conns, nil)
 	s.truth.init(s)
+	s.oper.wild = map[uint64]string{}
 	for i := range s.prof.nodes {
 		s.nodes = append(s.nodes, newNode(s, i))
 	}
