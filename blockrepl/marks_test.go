@@ -155,6 +155,54 @@ func TestOnlyServerNoticesALostJournalEnd(t *testing.T) {
 	c.await(0, "diverged", func(s VolumeStatus) bool { return s.State == StateDiverged && s.Reason != "" })
 }
 
+// Writes that were answered after a loss was accepted never came to the image, where its
+// checkpoint was above the journal's end: their numbers counted as applied.
+func TestWritesAfterAnAcceptedLossReachAnImageAheadOfItsJournal(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	r := seeded(t)
+	c.start(0)
+	cl := c.connect(0, "client")
+	for i := range int64(8) {
+		cl.write(i*4096, noise(r, 4096))
+	}
+	c.stop(0, false) // with a checkpoint
+	o := c.options(0)
+	j, err := journal.Open(journal.Options{Dir: JournalDir(o.DataDir), Logger: o.Logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs, err := LogsByName(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := logs["vol0"]
+	rec, err := log.Get(log.Last().Seq - 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after := rec.Pos()
+	p, err := log.Write(journal.Batch{Cut: &journal.Cut{After: after}})
+	if err == nil {
+		err = p.Wait()
+	}
+	if err = errors.Join(err, j.Close()); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	c.await(0, "diverged", func(s VolumeStatus) bool { return s.State == StateDiverged })
+	if _, err := c.promote(0, replica.Promote{AcceptLoss: true}); err != nil {
+		t.Fatal(err)
+	}
+	cl = c.connect(0, "client")
+	want := noise(r, 4096)
+	cl.write(0, want)
+	cl.wantRead(0, want)
+	c.kill(0)
+	c.start(0)
+	c.awaitHealthy(0)
+	c.connect(0, "client").wantRead(0, want)
+}
+
 func TestMissingImageIsResynced(t *testing.T) {
 	c := newCluster(t, 2, nil)
 	r := seeded(t)

@@ -55,13 +55,14 @@ type ask struct {
 // an epoch record goes behind it, and state, history and record are one batch.
 func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bool) {
 	st.Epoch, st.Master = e, r.cfg.Self
+	var s Store
+	if loss && r.forgot != "" {
+		s = r.takeWhole()
+	}
 	rec := record.NewState(record.KindEpoch, encodeState(&st))
 	rec.Volume, rec.Origin = st.UUID, r.cfg.Self
 	rec.Seal(e, r.last, r.wall)
 	first := rec.Pos()
-	if loss {
-		r.forgot, r.hard.Forgot = "", "" // the operator takes what is left for the whole
-	}
 	r.hard.Vow, r.vowed = record.Epoch{}, record.Epoch{}
 	for _, p := range r.peers {
 		p.vowed = false
@@ -92,10 +93,10 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 	}
 	r.flush()
 	r.push(rec)
-	recs := r.batch
+	s.Records, s.Hard = r.batch, r.hardCopy()
 	r.batch = nil
 	m := r.m
-	r.storeSeq(Store{Records: recs, Hard: r.hardCopy()}, first.Seq, func() {
+	r.storeSeq(s, first.Seq, func() {
 		m.begun = true
 		if r.m == m {
 			r.joinAll()
@@ -277,6 +278,25 @@ func (r *Replica) stepDown(why string) {
 	for _, p := range r.peers {
 		p.joined, p.joining, p.admitting, p.lease = false, false, false, 0
 	}
+}
+
+// takeWhole takes what is left here for the whole volume, by the operator's word,
+// although this server's past is not believed. Its image may hold records that the
+// journal has lost, or none of what it should: no state is common with anyone else's
+// any more, so whoever joins has its whole image compared. Where the image holds numbers
+// above the journal's end, the journal begins anew behind them: records that got those
+// numbers would count as applied and never reach the image.
+func (r *Replica) takeWhole() Store {
+	r.forgot, r.hard.Forgot = "", ""
+	r.hard.History, r.hard.Image = reached(r.hard.History, 1), nil
+	at := record.Pos{Seq: max(r.hard.Checkpoint, r.table.AsOf)}
+	if at.Seq <= r.last.Seq {
+		return Store{}
+	}
+	t := r.table.clone()
+	t.AsOf = at.Seq
+	r.beginBehind(at, t)
+	return Store{Reset: &at, Table: &t}
 }
 
 func names(list []record.ServerID) string {

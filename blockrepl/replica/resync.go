@@ -29,6 +29,15 @@ type resync struct {
 // beginResync drops this server's past. The caller stores the mark with the reset.
 func (r *Replica) beginResync(base record.Pos, t Table) {
 	r.warn("resync begins: extents are compared with the master's; this server is not promotable until it ends", "seq", uint64(base.Seq), "master", r.s.master.String())
+	r.beginBehind(base, t)
+	r.hard.Resync = &ResyncMark{Base: base.Seq, High: base.Seq}
+	r.forgot, r.hard.Forgot = "", ""
+	r.resy = resync{order: r.resy.order}
+}
+
+// beginBehind drops the journal, so that it begins anew behind base, where the image
+// is taken to be and t is the table. The caller orders the Store with the Reset.
+func (r *Replica) beginBehind(base record.Pos, t Table) {
 	r.flush()
 	for i := range r.storing {
 		r.storing[i].seq = 0
@@ -42,9 +51,6 @@ func (r *Replica) beginResync(base record.Pos, t Table) {
 	r.table = t
 	r.renumberTable()
 	r.hard.Checkpoint, r.hard.Image = base.Seq, nil
-	r.hard.Resync = &ResyncMark{Base: base.Seq, High: base.Seq}
-	r.forgot, r.hard.Forgot = "", ""
-	r.resy = resync{order: r.resy.order}
 	r.redo = redo{}
 	r.forgetForwards()
 }

@@ -1,0 +1,79 @@
+package replica
+
+import (
+	"testing"
+	"time"
+
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+)
+
+// Numbers that came next where the image was ahead of its journal, and the operator had
+// taken it for the whole, counted as applied: what they wrote never reached the image.
+func TestNumbersAfterAnAcceptedLossAreAboveWhatTheImageHolds(t *testing.T) {
+	c := newCluster(t, 1, wire.Suspend)
+	c.start("a")
+	c.pass(time.Second)
+	a := c.node("a")
+	conn := a.open("db1", 0)
+	for range 6 {
+		a.mustComplete(a.write(conn, 0, "x"))
+	}
+	c.pass(time.Second)
+	c.kill("a")
+	held := a.log[len(a.log)-1].Seq
+	a.hard.Checkpoint, a.log = held, a.log[:len(a.log)-3]
+	c.start("a")
+	c.pass(time.Second)
+	a.want(Diverged)
+	if res := a.command(func(n uint64) Event { return Promote{ID: n, AcceptLoss: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote a: %+v", res)
+	}
+	a.want(Healthy)
+	if a.base.Seq != held || a.log[0].Seq != held+1 {
+		t.Fatalf("the journal begins behind %v; the image holds %d", a.base, held)
+	}
+	op := a.write(a.open("db1", 0), 0, "y")
+	a.mustComplete(op)
+	c.kill("a")
+	c.start("a")
+	c.pass(time.Second)
+	a.want(Healthy)
+	if a.image < op.seq {
+		t.Fatalf("the image holds %d, the write is number %d", a.image, op.seq)
+	}
+}
+
+// A server whose journal ended where that of the forced one did was admitted without a
+// look at its image, although the forced one's might hold records that were lost.
+func TestWhoeverJoinsAnUnbelievedPastIsCopiedWhole(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.pass(time.Second)
+	c.kill("c")
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: s.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget c: %+v", res)
+	}
+	end := len(b.log)
+	for range 4 {
+		a.mustComplete(a.write(conn, 0, "y"))
+	}
+	c.pass(time.Second)
+	c.kill("a")
+	c.kill("b")
+	b.log, b.forgot = b.log[:end-1], "its own marks say that it held more"
+	s.log, s.slowCopy = s.log[:end-1], true
+	c.start("b")
+	c.pass(time.Second)
+	if res := b.command(func(n uint64) Event { return Promote{ID: n, AcceptLoss: true} }); res == nil || res.Err != nil || res.Report.Needs != "accept-loss" {
+		t.Fatalf("promote b: %+v", res)
+	}
+	c.start("c")
+	c.pass(time.Second)
+	if len(s.orders) != 1 || s.orders[0].From != 0 {
+		t.Fatalf("orders to copy: %+v; want the whole image\n%q", s.orders, s.notes)
+	}
+}
