@@ -49,7 +49,11 @@ func (r *Replica) propose(st wire.State, command uint64, shrink bool) {
 	if c := r.m.change; c != nil {
 		st.Number = max(st.Number, c.state.Number+1)
 		if c.command != 0 {
-			r.result(Result{ID: c.command, Err: fmt.Errorf("%w: replaced by a newer change; look at the in-sync set", ErrRefused)})
+			why := "replaced by a newer change; look at the in-sync set"
+			if out := dropped(&r.hard.State, &c.state); len(out) > 0 && !inSync(&st, out[0]) {
+				why = "replaced by a newer change, which leaves out the same; " + warnPromoted(out...)
+			}
+			r.result(Result{ID: c.command, Err: fmt.Errorf("%w: %s", ErrRefused, why)})
 		}
 	}
 	c := &change{state: st, command: command}

@@ -3,6 +3,7 @@ package replica
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -171,5 +172,28 @@ func TestForgetOfAServerThatWasResyncedNeedsForce(t *testing.T) {
 	c.pass(3 * time.Second)
 	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id} }); res == nil || !errors.Is(res.Err, ErrRefused) {
 		t.Fatalf("forget b where nobody answers: %+v; want it refused without force", res)
+	}
+}
+
+// A master that went on alone, as on_degraded = continue allows, named the server that
+// had fallen silent, and not the one that the operator had asked to forget just before:
+// that was out as well, and nothing said so.
+func TestWarningNamesWhomAChangeBeforeLeavesOut(t *testing.T) {
+	c := newCluster(t, 3, wire.Continue)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a := c.node("a")
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message { return nil }
+	c.pass(time.Second)
+	a.step(Forget{ID: 1, Server: c.node("b").id, Force: true})
+	c.run()
+	c.pass(2 * time.Second)
+	if err := a.results[1].Err; err == nil || !strings.Contains(err.Error(), "b must not be promoted") {
+		t.Errorf("forget b: %v", err)
+	}
+	if !slices.ContainsFunc(a.notes, func(s string) bool {
+		return strings.HasPrefix(s, "on_degraded = continue: going on without") && strings.Contains(s, "[server b c ")
+	}) {
+		t.Errorf("notes: %q", a.notes)
 	}
 }

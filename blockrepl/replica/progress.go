@@ -243,9 +243,11 @@ func (r *Replica) missing(p *peer, silent bool) {
 		return
 	}
 	if len(r.hard.State.InSync) > 1 && inSync(&r.hard.State, p.id) {
-		r.warn("on_degraded = continue: going on without a server; it must not be promoted now", "server", p.id.String(), "reason", p.reason)
 		st := without(r.shrinking(), p.id)
 		st.Forced = true
+		// A change that was asked for before, and is not in force yet, goes on in this one.
+		out := names(dropped(&r.hard.State, &st))
+		r.warn("on_degraded = continue: going on without a server; it must not be promoted now", "server", out, "reason", p.reason)
 		r.propose(st, 0, true)
 	}
 }
