@@ -62,6 +62,7 @@ type node struct {
 	seen    record.Seq // commit number looked at
 	damaged bool       // a fault took away what it had acknowledged
 	warned  bool       // the operator was told not to promote it
+	without wire.State // the change of which that was told, when it was not commanded
 	out     bool       // it knows that it is not in sync, and is told to keep its side
 	rash    bool       // as a candidate it was told to go on without others
 	held    bool       // the operator keeps it down
@@ -377,6 +378,7 @@ func (n *node) carryOut(e *replica.Effects) {
 	for i := range e.Notes {
 		t := &e.Notes[i]
 		s.tell(n.i, "%s %v", t.Text, t.Args)
+		s.oper.noted(s, n, t)
 	}
 }
 

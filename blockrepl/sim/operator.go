@@ -118,10 +118,23 @@ func (f *forced) bar(m *node) {
 // settled forgets about forced forgets that are answered, or will never be.
 func (o *operator) settled(done func(forced) bool) { o.asserts = slices.DeleteFunc(o.asserts, done) }
 
+// noted hears what a master tells by itself: whom it goes on without, as on_degraded =
+// continue allows. What it proposed may come to be known when it is dead.
+func (o *operator) noted(s *Sim, n *node, t *replica.Note) {
+	p := n.journal.os.hard.Proposed
+	if p == nil || !strings.HasPrefix(t.Text, "on_degraded = continue: going on without") {
+		return
+	}
+	for _, id := range strings.Fields(t.Args[1].(string)) {
+		m := s.nodes[index(record.MustServerID(id))]
+		m.warned, m.without = true, *p
+	}
+}
+
 // clear takes a warning back once the server is in sync again.
 func (o *operator) clear(s *Sim, n *node) bool {
 	open := slices.ContainsFunc(o.asserts, func(f forced) bool { return slices.Contains(f.bars, n) })
-	if s.member(n) && !open {
+	if st, _ := s.newest(); s.member(n) && !open && newerState(st, &n.without) {
 		n.warned = false
 	}
 	return !n.warned
