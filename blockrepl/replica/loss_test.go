@@ -76,4 +76,7 @@ func TestWhoeverJoinsAnUnbelievedPastIsCopiedWhole(t *testing.T) {
 	if len(s.orders) != 1 || s.orders[0].From != 0 {
 		t.Fatalf("orders to copy: %+v; want the whole image\n%q", s.orders, s.notes)
 	}
+	if len(s.aside) > 0 {
+		t.Errorf("%d records are set aside, which the master has", len(s.aside))
+	}
 }

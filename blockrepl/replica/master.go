@@ -288,7 +288,7 @@ func (r *Replica) stepDown(why string) {
 // numbers would count as applied and never reach the image.
 func (r *Replica) takeWhole() Store {
 	r.forgot, r.hard.Forgot = "", ""
-	r.hard.History, r.hard.Image = reached(r.hard.History, 1), nil
+	r.hard.History, r.hard.Image = unlike(r.hard.History), nil
 	at := record.Pos{Seq: max(r.hard.Checkpoint, r.table.AsOf)}
 	if at.Seq <= r.last.Seq {
 		return Store{}

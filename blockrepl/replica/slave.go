@@ -93,7 +93,7 @@ func (r *Replica) keeping(j *wire.Join) *wire.Join {
 // followAnew follows an epoch by a resync. Records that the master's history does
 // not have are set aside before the journal begins anew: somebody may miss them.
 func (r *Replica) followAnew(p *peer, j *wire.Join) {
-	at := max(common(r.hard.History, r.last.Seq, j.History, j.Last), r.first-1)
+	at := max(records(r.hard.History, r.last.Seq, j.History, j.Last), r.first-1)
 	if r.blank() || r.hard.Resync != nil || at >= r.last.Seq || mutated("drop a tail at a resync") {
 		r.follow(p, j, nil)
 		return

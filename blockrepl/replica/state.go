@@ -128,6 +128,27 @@ func reached(h []wire.EpochStart, next record.Seq) []wire.EpochStart {
 	return h
 }
 
+// unlike is history h for an image that is not the state after any number of it:
+// nothing is common with one that began as h did (common), though journals may be.
+func unlike(h []wire.EpochStart) []wire.EpochStart {
+	h = slices.Clone(h)
+	if len(h) > 0 {
+		h[0].First = record.Pos{Seq: 1}
+	}
+	return h
+}
+
+// records is the last number of which two journals hold the same record, whatever
+// their images hold.
+func records(a []wire.EpochStart, aLast record.Seq, b []wire.EpochStart, bLast record.Seq) record.Seq {
+	a, b = aligned(a, b)
+	if len(a) > 0 && len(b) > 0 && a[0].Epoch == b[0].Epoch {
+		b = slices.Clone(b)
+		b[0].First = a[0].First
+	}
+	return common(a, aLast, b, bLast)
+}
+
 // ancestor reports whether s lies on the path that led to state cur with
 // history h: nothing was decided under s that cur does not contain.
 func ancestor(h []wire.EpochStart, cur, s *wire.State) bool {
