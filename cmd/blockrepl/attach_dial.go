@@ -117,7 +117,7 @@ func negotiateNBD(c io.ReadWriter, export string) (info nbdInfo, err error) {
 		case kind == nbdRepTLSRequired:
 			return info, errors.New("the server wants TLS, which the kernel's driver does not speak: use a tunnel, nbdfuse or QEMU")
 		case kind == nbdRepUnknown:
-			return info, fmt.Errorf("the server has no such volume: %q", data)
+			return info, errors.New("the server has no such volume")
 		case kind&nbdRepErrorBit != 0:
 			return info, fmt.Errorf("refused (NBD error %d): %q", kind&^nbdRepErrorBit, data)
 		}
