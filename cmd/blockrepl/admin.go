@@ -13,6 +13,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/BurntSushi/toml"
 	"github.com/blockrepl/blockrepl/blockrepl"
 	"github.com/urfave/cli/v2"
 )
@@ -51,7 +52,10 @@ func jsonFlag() cli.Flag {
 func newAdmin(c *cli.Context) (*admin, error) {
 	addr := Addr(c.String("admin"))
 	if addr == "" {
-		addr = configuredAdmin(c.String("config"))
+		var err error
+		if addr, err = configuredAdmin(c.String("config")); err != nil {
+			return nil, err
+		}
 	}
 	if err := addr.Check(); err != nil {
 		return nil, usagef("--admin: %w", err)
@@ -67,16 +71,30 @@ func adminAt(addr Addr) *admin {
 }
 
 // configuredAdmin reads only the admin address: a configuration with another
-// mistake must not stop the operator from asking for the status.
-func configuredAdmin(path string) Addr {
-	if path == "" {
+// mistake must not stop the operator from asking for the status. But a file that was
+// named and cannot be read must not turn a command to another server.
+func configuredAdmin(path string) (Addr, error) {
+	named := path != ""
+	if !named {
 		path = defaultConfigFile
 	}
-	cfg := defaultConfig()
-	if err := cfg.readFile(path); err != nil || cfg.Admin == "" {
-		return defaultAdmin
+	text, err := readConfigFile(path)
+	if err != nil && !named {
+		return defaultAdmin, nil
 	}
-	return cfg.Admin
+	var cfg struct {
+		Admin Addr `toml:"admin"`
+	}
+	if err == nil {
+		_, err = toml.Decode(text, &cfg)
+	}
+	if err != nil {
+		return "", usagef("config %s: %w; name the server to ask with --admin", path, err)
+	}
+	if cfg.Admin == "" {
+		return defaultAdmin, nil
+	}
+	return cfg.Admin, nil
 }
 
 // get asks and decodes the answer into out.

@@ -53,20 +53,25 @@ func (c *Config) locate(problems []error) error {
 }
 
 func (c *Config) readFile(path string) error {
-	f, err := os.Open(path)
+	text, err := readConfigFile(path)
 	if err != nil {
 		return usagef("config: %w", err)
+	}
+	c.path = path
+	return c.parse(text)
+}
+
+func readConfigFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1)) // a device has no size to ask for
-	if err != nil {
-		return usagef("config: %w", err)
+	if err == nil && len(text) > maxConfigBytes {
+		err = fmt.Errorf("%s: larger than %d bytes, which no configuration is", path, maxConfigBytes)
 	}
-	if len(text) > maxConfigBytes {
-		return usagef("config %s: larger than %d bytes, which no configuration is", path, maxConfigBytes)
-	}
-	c.path = path
-	return c.parse(string(text))
+	return string(text), err
 }
 
 // parse decodes TOML over c. Unknown keys are refused, with line and nearest key.

@@ -175,6 +175,24 @@ func TestAdminAddressComesFromTheConfigurationWhenNotGiven(t *testing.T) {
 	if code, out, errs := runHere(t, "status", "--config", path); code != 0 || !strings.Contains(out, "cluster lab") {
 		t.Errorf("exit %d, %q, %q", code, out, errs)
 	}
+	// Bug: what could not be read was passed over, and another server was asked.
+	for _, text := range []string{"admin = \"" + addr, ""} {
+		broken := filepath.Join(t.TempDir(), "b.toml")
+		if text != "" {
+			if err := os.WriteFile(broken, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if code, _, errs := runHere(t, "status", "--config", broken); code != exitUsage || !strings.Contains(errs, "with --admin") {
+			t.Errorf("file with %q: exit %d, %q", text, code, errs)
+		}
+	}
+	if err := os.WriteFile(path, []byte("admin = \""+addr+"\"\nno_such_key = 1\nsize = \"x\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := runHere(t, "status", "--config", path); code != 0 {
+		t.Errorf("a file with another mistake: exit %d, %q", code, errs)
+	}
 	t.Setenv("BLOCKREPL_ADMIN", "127.0.0.1:1")
 	if code, _, _ := runHere(t, "status", "--config", path); code != exitUnreachable {
 		t.Errorf("BLOCKREPL_ADMIN does not win over the file: exit %d", code)
