@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/urfave/cli/v2"
 )
@@ -61,6 +62,9 @@ func check(c *cli.Context) error {
 	for _, cfg := range configs {
 		fmt.Fprintf(c.App.Writer, "%s: good: cluster %s, server %s, %s, %s%s\n", cfg.source(), cfg.Cluster, cfg.ID,
 			count(uint64(len(cfg.Servers)), "server"), count(uint64(len(cfg.Volumes)), "volume"), elsewhere(cfg))
+		for _, text := range cfg.expiring(time.Now()) {
+			fmt.Fprintf(c.App.Writer, "%s: soon: %s\n", cfg.source(), text)
+		}
 	}
 	return nil
 }

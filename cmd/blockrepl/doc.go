@@ -6,7 +6,7 @@
 //
 //	main.go, fail.go, args.go      the command line: commands, exit codes, one-line errors
 //	config*.go, size.go, addr.go   the configuration: TOML, flags, environment, checks
-//	serve*.go, tls.go, listen.go   a running server: listeners, TLS, signals, readiness
+//	serve*.go, tls*.go, listen.go  a running server: listeners, TLS, signals, readiness
 //	export*.go, disk.go            what NBD clients see: names, identities, permissions, disks
 //	admin*.go                      the client of the admin address, and its door on the server
 //	attach*.go                     the kernel's NBD client, kept attached across servers

@@ -121,6 +121,9 @@ func (d *daemonProcess) run(ctx context.Context, signals <-chan os.Signal) error
 		"nbd", addresses(doors.nbd), "peers", string(d.cfg.Peers), "admin", addresses([]net.Listener{doors.admin}))
 	d.warnOpen(doors.nbd)
 	warnDifferent(ctx, d.cfg, d.server, d.log)
+	for _, text := range d.cfg.expiring(time.Now()) {
+		d.log.Warn(text)
+	}
 	d.notify(daemon.SdNotifyReady)
 	handover := false
 	select {

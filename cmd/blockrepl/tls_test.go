@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // makePKI makes certificates by the command itself and gives their directory.
@@ -136,6 +137,25 @@ func TestNBDClientsNeedACertificateOfTheCA(t *testing.T) {
 	none.Certificates = nil
 	if s, _ := handshake(t, server, none); s == nil {
 		t.Error("client without a certificate was accepted")
+	}
+}
+
+func TestCertificatesThatEndSoonAreNamed(t *testing.T) {
+	dir := makePKI(t, "lab", "--server", "a=h", "--valid", "480h") // and the CA twice as long
+	cert, key, ca := serverFiles(filepath.Join(dir, "server-a"))
+	cfg := Config{NBDTLS: NBDTLSConfig{Mode: "require", Cert: cert, Key: key, CA: ca}, PeerTLS: PeerTLSConfig{Cert: cert, Key: key, CA: ca}}
+	now := time.Now()
+	if got := cfg.expiring(now); len(got) != 1 || !strings.Contains(got[0], cert+" ends ") {
+		t.Errorf("20 days before the end: %q, want %s once", got, cert)
+	}
+	if got := cfg.expiring(now.Add(15 * 24 * time.Hour)); len(got) != 2 || !strings.Contains(got[1], ca) {
+		t.Errorf("5 days before the end: %q, want the CA too", got)
+	}
+	if got := cfg.expiring(now.Add(-15 * 24 * time.Hour)); len(got) != 0 {
+		t.Errorf("35 days before the end: %q, want nothing", got)
+	}
+	if code, out, errs := runHere(t, "check", "--cluster", "lab", "--id", "a", "--data", t.TempDir(), "--peer-tls-certificates", filepath.Join(dir, "server-a")); code != 0 || !strings.Contains(out, "soon: certificate") {
+		t.Errorf("check: exit %d, %q, %q", code, out, errs)
 	}
 }
 
