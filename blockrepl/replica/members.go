@@ -243,10 +243,8 @@ func (r *Replica) forget(ev Forget) {
 		return
 	}
 	switch {
-	case r.role != wire.RoleMaster && r.hard.State.Master.IsZero():
-		r.refuse(ev.ID, "this server is not the master and knows none")
 	case r.role != wire.RoleMaster:
-		r.refuse(ev.ID, "this server is not the master; ask %v, which is, with --admin and its address", r.hard.State.Master)
+		r.refuseElsewhere(ev.ID)
 	case ev.Server == r.cfg.Self:
 		r.refuse(ev.ID, "the master cannot forget itself; promote another server first")
 	case !r.waited(ev.Server):
@@ -287,6 +285,15 @@ func (r *Replica) forget(ev Forget) {
 
 func warnPromoted(list ...record.ServerID) string {
 	return fmt.Sprintf("%s must not be promoted from now on until in sync again", names(list))
+}
+
+// refuseElsewhere refuses what only a master can do.
+func (r *Replica) refuseElsewhere(command uint64) {
+	if m := r.hard.State.Master; !m.IsZero() {
+		r.refuse(command, "this server is not the master; ask %v, which is, with --admin and its address", m)
+		return
+	}
+	r.refuse(command, "this server is not the master and knows none")
 }
 
 func (r *Replica) refuse(command uint64, format string, args ...any) {

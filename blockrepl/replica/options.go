@@ -20,10 +20,10 @@ import (
 func (r *Replica) setOptions(ev SetOptions) {
 	switch {
 	case r.role != wire.RoleMaster:
-		r.refuse(ev.ID, "this server is not the master; the master is %v", r.hard.State.Master)
+		r.refuseElsewhere(ev.ID)
 		return
 	case !r.m.serving:
-		r.refuse(ev.ID, "epoch %v has not begun to serve yet; it waits for %s", r.epoch(), names(r.unmatched()))
+		r.refuse(ev.ID, "epoch %v has not begun to serve yet; it waits for %s", r.epoch(), r.awaited())
 		return
 	case r.m.leaving != nil:
 		r.refuse(ev.ID, "the mastership is being handed over to %v; ask that server", r.m.leaving.to)

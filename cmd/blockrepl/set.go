@@ -59,11 +59,16 @@ func set(c *cli.Context) error {
 // parseSet reads KEY=VALUE words.
 func parseSet(words []string) (blockrepl.SetRequest, error) {
 	var q blockrepl.SetRequest
+	seen := map[string]bool{}
 	for _, word := range words {
 		key, value, ok := strings.Cut(word, "=")
 		if !ok {
 			return q, usagef("set: %q: want KEY=VALUE, as on_degraded=continue", word)
 		}
+		if seen[key] {
+			return q, usagef("set: %s is there twice", key)
+		}
+		seen[key] = true
 		switch key {
 		case "on_degraded":
 			if value != "suspend" && value != "continue" {
@@ -72,8 +77,8 @@ func parseSet(words []string) (blockrepl.SetRequest, error) {
 			q.OnDegraded = value
 		case "keep":
 			n, err := ParseSize(value)
-			if err == nil && n <= 0 {
-				err = fmt.Errorf("keep %q: want more than nothing", value)
+			if err == nil && n < minKeep {
+				err = fmt.Errorf("keep %s: want at least %s", n, minKeep)
 			}
 			if err != nil {
 				return q, usagef("set: %w", err)
