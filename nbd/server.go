@@ -31,8 +31,7 @@ type Server struct {
 	exports  Exports
 	log      *slog.Logger
 	tlsMode  TLSMode
-	tls      *tls.Config
-	verifies bool // client certificates are verified: their names are identities
+	tls      atomic.Pointer[tlsSetup] // of handshakes that begin; nil: off
 	limits   Limits
 	budget   budget
 	logLimit logLimit // of refusals
@@ -71,14 +70,15 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nbd: new server: %w", err)
 	}
-	conf, verifies, err := serverTLS(o.TLSMode, o.TLS)
+	setup, err := serverTLS(o.TLSMode, o.TLS)
 	if err != nil {
 		return nil, fmt.Errorf("nbd: new server: %w", err)
 	}
 	s := &Server{
-		exports: o.Exports, log: cmp.Or(o.Logger, slog.Default()), tlsMode: o.TLSMode, tls: conf, verifies: verifies, limits: l,
+		exports: o.Exports, log: cmp.Or(o.Logger, slog.Default()), tlsMode: o.TLSMode, limits: l,
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]*connState{}, handshakes: list.New(),
 	}
+	s.tls.Store(setup)
 	s.budget.free = l.MaxBytes
 	s.logLimit.tokens, s.comings.tokens = logBurst, logBurst
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())

@@ -19,22 +19,39 @@ const (
 	TLSRequire                // nothing is told before STARTTLS, not even which exports there are
 )
 
-// serverTLS checks and completes the configuration: TLS 1.3 unless the program itself sets an older minimum. verifies says
-// whether a certificate that a client shows is one that counts.
-func serverTLS(mode TLSMode, conf *tls.Config) (_ *tls.Config, verifies bool, err error) {
+// tlsSetup is what one handshake uses from its beginning to its end.
+type tlsSetup struct {
+	conf     *tls.Config
+	verifies bool // client certificates are verified: their names are identities
+}
+
+// serverTLS checks and completes the configuration: TLS 1.3 unless the program itself sets an older minimum. It gives nil
+// when TLS is off.
+func serverTLS(mode TLSMode, conf *tls.Config) (*tlsSetup, error) {
 	switch {
 	case mode == TLSOff:
-		return nil, false, nil
+		return nil, nil
 	case mode != TLSAllow && mode != TLSRequire:
-		return nil, false, fmt.Errorf("tls mode %d: unknown", mode)
+		return nil, fmt.Errorf("tls mode %d: unknown", mode)
 	case conf == nil:
-		return nil, false, fmt.Errorf("tls mode %d: no certificate is configured", mode)
+		return nil, fmt.Errorf("tls mode %d: no certificate is configured", mode)
 	}
 	conf = conf.Clone()
 	def(&conf.MinVersion, tls.VersionTLS13)
-	verifies = conf.ClientAuth >= tls.VerifyClientCertIfGiven
+	setup := &tlsSetup{conf: conf, verifies: conf.ClientAuth >= tls.VerifyClientCertIfGiven}
 	verifyQuietly(conf)
-	return conf, verifies, nil
+	return setup, nil
+}
+
+// SetTLS replaces Options.TLS for the handshakes that begin from now on: certificates and authorities are exchanged while
+// connections go on. The mode stays; with TLSOff there is nothing to replace. When it fails nothing has changed.
+func (s *Server) SetTLS(conf *tls.Config) error {
+	setup, err := serverTLS(s.tlsMode, conf)
+	if err != nil {
+		return fmt.Errorf("nbd: set tls: %w", err)
+	}
+	s.tls.Store(setup)
+	return nil
 }
 
 // verifyQuietly checks client certificates exactly as crypto/tls would, but does not tell clients which authorities count.
@@ -87,12 +104,13 @@ func verifyClient(certs []*x509.Certificate, pool *x509.CertPool, now func() tim
 // executed as if they had come under TLS): a byte behind the option ends the connection, what the client negotiated is
 // wiped, and the reader starts with an empty buffer on the TLS stream.
 func (c *conn) optStartTLS(data []byte) error {
+	setup := c.server.tls.Load()
 	switch {
 	case len(data) > 0:
 		return c.answerOption(proto.OptStartTLS, proto.RepErrInvalid, "the option takes no data")
 	case c.client.TLS:
 		return c.answerOption(proto.OptStartTLS, proto.RepErrInvalid, "TLS is already in use")
-	case c.server.tls == nil:
+	case setup == nil:
 		return c.answerOption(proto.OptStartTLS, proto.RepErrPolicy, "TLS is not configured on this server")
 	case c.in.buffered() > 0:
 		_ = c.answerOption(proto.OptStartTLS, proto.RepErrInvalid, "there is plain text behind the option")
@@ -101,14 +119,14 @@ func (c *conn) optStartTLS(data []byte) error {
 	if err := c.answerOption(proto.OptStartTLS, proto.RepAck, ""); err != nil {
 		return err
 	}
-	t := tls.Server(c.sock, c.server.tls)
+	t := tls.Server(c.sock, setup.conf)
 	if err := t.HandshakeContext(c.ctx); err != nil {
 		return fmt.Errorf("starttls: %w", err)
 	}
 	c.structured, c.metaSet, c.metaExport = false, false, ""
 	c.in.conn = t
 	c.client.TLS = true
-	if c.server.verifies {
+	if setup.verifies {
 		c.client.TLSName = certName(t.ConnectionState().PeerCertificates)
 	}
 	if c.client.TLSName != "" {
