@@ -12,7 +12,8 @@ import (
 // the two front doors meet. FUA asks for nothing more than every write has: it
 // completes when it is durable on every in-sync server.
 type disk struct {
-	conn *blockrepl.Conn
+	conn      *blockrepl.Conn
+	admission *admission
 }
 
 var (
@@ -102,4 +103,7 @@ func (d *disk) Extents(ctx context.Context, off, n int64, limit int) ([]nbd.Exte
 }
 
 // Close implements nbd.Disk.
-func (d *disk) Close() error { return d.conn.Close() }
+func (d *disk) Close() error {
+	d.admission.leave(d)
+	return d.conn.Close()
+}

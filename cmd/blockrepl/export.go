@@ -14,10 +14,10 @@ import (
 
 // exports shows the server's volumes to NBD clients.
 type exports struct {
-	server      *blockrepl.Server
-	names       []string // in the order of the configuration
-	permissions permissions
-	about       string // "cluster lab, server a"
+	server    *blockrepl.Server
+	names     []string // in the order of the configuration
+	admission *admission
+	about     string // "cluster lab, server a"
 }
 
 var _ nbd.Exports = (*exports)(nil)
@@ -26,7 +26,7 @@ var _ nbd.Exports = (*exports)(nil)
 func (e *exports) List(_ context.Context, c *nbd.Client) ([]string, error) {
 	var names []string
 	for _, name := range e.names {
-		if _, ok := e.permissions.access(c.TLSName, name); ok {
+		if _, ok := e.admission.access(c.TLSName, name); ok {
 			names = append(names, name)
 		}
 	}
@@ -62,7 +62,11 @@ func (e *exports) Open(ctx context.Context, c *nbd.Client, name string) (nbd.Dis
 	if err != nil {
 		return nil, nbd.Info{}, clientError(err)
 	}
-	return &disk{conn: conn}, e.info(v, conn.Size(), conn.ReadOnly()), nil
+	d := &disk{conn: conn, admission: e.admission}
+	if !e.admission.enter(d, visit{client: c, volume: v.Name(), writes: !conn.ReadOnly()}) {
+		return nil, nbd.Info{}, errors.Join(fmt.Errorf("%w: %w", nbd.ErrHang, errRevoked), conn.Close())
+	}
+	return d, e.info(v, conn.Size(), conn.ReadOnly()), nil
 }
 
 // find reads the name and decides whether this client may have it. A volume that
@@ -78,7 +82,7 @@ func (e *exports) find(c *nbd.Client, name string) (exportName, *blockrepl.Volum
 		}
 		want.Volume = e.names[0]
 	}
-	writes, ok := e.permissions.access(c.TLSName, want.Volume)
+	writes, ok := e.admission.access(c.TLSName, want.Volume)
 	v := e.server.Volume(want.Volume)
 	if !ok || v == nil {
 		return want, nil, fmt.Errorf("%w: %q", nbd.ErrUnknownExport, want.Volume)

@@ -55,7 +55,7 @@ func newNBDServer(cfg *Config, server *blockrepl.Server, log *slog.Logger) (*nbd
 	if err != nil {
 		return nil, err
 	}
-	e := &exports{server: server, permissions: newPermissions(cfg.NBDTLS.Clients), about: "cluster " + cfg.Cluster + ", server " + cfg.ID}
+	e := &exports{server: server, admission: newAdmission(newPermissions(cfg.NBDTLS.Clients)), about: "cluster " + cfg.Cluster + ", server " + cfg.ID}
 	for _, v := range cfg.own() {
 		e.names = append(e.names, v.Name)
 	}
