@@ -20,13 +20,17 @@ Nothing is created or changed.
 With several files, one of each server, also what must be equal among them:
 cluster, servers, and the volumes' sizes and members.
 
+With --reload, what "systemctl reload" would refuse; see "blockrepl serve --help".
+
 EXAMPLES:
    blockrepl check --config /etc/blockrepl/blockrepl.toml
+   blockrepl check --reload --config /etc/blockrepl/blockrepl.toml
    blockrepl check a.toml b.toml c.toml
 
 EXIT STATUS:
    0 the configuration is good   2 it is not; a line on each mistake`,
 		Flags: append(configFlags(),
+			&cli.BoolFlag{Name: "reload", Usage: "for a server that runs and is to read it again: its data and images are in use by itself"},
 			&cli.BoolFlag{Name: "offline", Usage: "only the text: do not look for files, devices and locks of this host"}),
 		Action: check,
 	}
@@ -55,7 +59,11 @@ func check(c *cli.Context) error {
 		return &failure{code: exitUsage, err: errors.Join(problems...)}
 	}
 	if len(configs) == 1 && !c.Bool("offline") {
-		if problems := configs[0].checkHost(); len(problems) > 0 {
+		look := configs[0].checkHost
+		if c.Bool("reload") {
+			look = func() []error { return configs[0].checkReload(func(string) bool { return true }) }
+		}
+		if problems := look(); len(problems) > 0 {
 			return &failure{code: exitUsage, err: configs[0].locate(problems)}
 		}
 	}

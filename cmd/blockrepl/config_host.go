@@ -28,6 +28,25 @@ func (c *Config) checkHost() []error {
 			p.add(checkImage(v))
 		}
 	}
+	c.checkFiles(&p)
+	return p
+}
+
+// checkReload is checkHost for a server that runs already: what it holds itself, its
+// data and the images that holds names, is in use by nobody else.
+func (c *Config) checkReload(holds func(image string) bool) []error {
+	var p problems
+	p.add(checkWritableDir("data", c.Data))
+	for _, v := range c.own() {
+		if v.Image != "" && !holds(v.Image) {
+			p.add(checkImage(v))
+		}
+	}
+	c.checkFiles(&p)
+	return p
+}
+
+func (c *Config) checkFiles(p *problems) {
 	if _, err := nbdTLS(&c.NBDTLS); err != nil {
 		p.add(err)
 	}
@@ -37,7 +56,6 @@ func (c *Config) checkHost() []error {
 	if _, _, err := c.NBDSocket.ids(); err != nil {
 		p.add(err)
 	}
-	return p
 }
 
 // checkWritableDir asks for the nearest directory above path that exists: the
@@ -69,7 +87,7 @@ func checkDataFree(data string) error {
 	}
 	defer f.Close()
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return fmt.Errorf("data %s is %w: its server runs (`blockrepl check --offline` looks at the text alone)", data, blockrepl.ErrInUse)
+		return fmt.Errorf("data %s is %w: its server runs (`blockrepl check --reload` says what it would make of a reload)", data, blockrepl.ErrInUse)
 	}
 	return nil
 }

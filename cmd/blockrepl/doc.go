@@ -7,6 +7,7 @@
 //	main.go, fail.go, args.go      the command line: commands, exit codes, one-line errors
 //	config*.go, size.go, addr.go   the configuration: TOML, flags, environment, checks
 //	serve*.go, tls*.go, listen.go  a running server: listeners, TLS, signals, readiness
+//	reload*.go, tls_rotate.go      what of it changes at SIGHUP
 //	export*.go, disk.go            what NBD clients see: names, identities, permissions, disks
 //	admin*.go                      the client of the admin address, and its door on the server
 //	attach*.go                     the kernel's NBD client, kept attached across servers
@@ -24,6 +25,6 @@
 //
 // # Goroutines
 //
-// serve runs one goroutine a listener and one for the admin HTTP server; all end
-// before serve returns. Only main exits the process.
+// serve runs one goroutine a listener, one for the admin HTTP server and one for
+// reloads; all end before serve returns, but for a reload that hangs in a file. Only main exits the process.
 package main

@@ -40,11 +40,7 @@ func TestClosedExportIsForgotten(t *testing.T) {
 	cfg.Cluster, cfg.ID, cfg.Data = "lab", "a", t.TempDir()
 	cfg.Volumes = []VolumeConfig{{Name: "vol0", Size: minSize}}
 	cfg.complete()
-	options, err := serverOptions(cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, err := blockrepl.NewServer(options)
+	server, err := blockrepl.NewServer(serverOptions(cfg, nil, slog.New(slog.DiscardHandler)))
 	if err != nil {
 		t.Fatal(err)
 	}

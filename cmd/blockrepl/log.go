@@ -8,11 +8,8 @@ import (
 )
 
 // newLogger makes the server's log: JSON, or text that is coloured on a terminal.
-func newLogger(w io.Writer, cfg *Config) *slog.Logger {
-	level, err := logLevel(cfg.LogLevel)
-	if err != nil {
-		level = slog.LevelInfo // Check has refused it before
-	}
+// The level may change while it is written.
+func newLogger(w io.Writer, cfg *Config, level slog.Leveler) *slog.Logger {
 	if cfg.Log == "json" {
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 )
@@ -19,6 +21,7 @@ var (
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		signal.Ignore(syscall.SIGHUP) // a reload; serve listens for it before it reads its configuration
 		coarsenTimers()
 	}
 	os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr))

@@ -34,6 +34,12 @@ first of its list becomes master.
 Under systemd it reports readiness (Type=notify) and takes sockets: those named
 "admin" and "metrics", and all others for NBD.
 
+SIGHUP reads file, flags and environment again, as "systemctl reload" does. What is
+wrong is logged, and then everything stays as it was. What is right holds for what
+begins from then on: TLS certificates, keys and CAs of both doors, log_level, and the
+permissions of clients, whose connections are closed if they use what they have lost.
+The log names what needs a restart or a command. Before: "blockrepl check --reload".
+
 SIGTERM stops within 10 seconds: no request is read any more, those under way are
 answered, records are applied and the image is fsynced, and mastership goes to a
 slave that is in sync. SIGINT, or --no-handover, keeps it: the others' clients wait
@@ -59,6 +65,9 @@ const (
 )
 
 func serve(c *cli.Context) error {
+	hups := make(chan os.Signal, 1) // what comes before serving begins, or during a reload, is one more reload
+	signal.Notify(hups, syscall.SIGHUP)
+	defer signal.Stop(hups)
 	if err := wantArgs(c, 0, 0, ""); err != nil {
 		return err
 	}
@@ -73,7 +82,15 @@ func serve(c *cli.Context) error {
 		}
 		return f
 	}
-	d := &daemonProcess{cfg: cfg, log: newLogger(c.App.ErrWriter, cfg), handover: !c.Bool("no-handover")}
+	level := new(slog.LevelVar)
+	if l, err := logLevel(cfg.LogLevel); err == nil { // loadConfig has checked it
+		level.Set(l)
+	}
+	d := &daemonProcess{cfg: cfg, log: newLogger(c.App.ErrWriter, cfg, level), handover: !c.Bool("no-handover"), hups: hups}
+	d.reloads, err = newReloader(cfg, d.log, level, func() (*Config, error) { return loadConfig(c) }, d.notify)
+	if err != nil {
+		return err
+	}
 	signals := make(chan os.Signal, 2) // a second one ends the wait of the first
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -90,6 +107,8 @@ type daemonProcess struct {
 	cfg      *Config
 	log      *slog.Logger
 	handover bool
+	reloads  *reloader
+	hups     <-chan os.Signal
 
 	server *blockrepl.Server
 	nbd    *nbd.Server
@@ -104,11 +123,7 @@ func (d *daemonProcess) run(ctx context.Context, signals <-chan os.Signal) error
 		return err
 	}
 	defer doors.close()
-	options, err := serverOptions(d.cfg, d.log)
-	if err != nil {
-		return err
-	}
-	if d.server, err = blockrepl.NewServer(options); err != nil {
+	if d.server, err = blockrepl.NewServer(serverOptions(d.cfg, d.reloads.peerTLS(), d.log)); err != nil {
 		return err
 	}
 	if err := d.server.Start(ctx); err != nil {
@@ -125,6 +140,8 @@ func (d *daemonProcess) run(ctx context.Context, signals <-chan os.Signal) error
 		d.log.Warn(text)
 	}
 	d.notify(daemon.SdNotifyReady)
+	reloading, endReloads := context.WithCancel(ctx)
+	d.reloads.start(reloading, d.hups)
 	handover := false
 	select {
 	case s := <-signals:
@@ -135,15 +152,19 @@ func (d *daemonProcess) run(ctx context.Context, signals <-chan os.Signal) error
 	case err = <-d.failed:
 		d.log.Error("stopping", "err", err)
 	}
+	endReloads()
 	d.notify(daemon.SdNotifyStopping)
-	return errors.Join(err, d.stop(handover))
+	err = errors.Join(err, d.stop(handover))
+	d.reloads.wait()
+	return err
 }
 
 // openDoors begins to serve clients and commands.
 func (d *daemonProcess) openDoors(ctx context.Context, doors *listeners) (err error) {
-	if d.nbd, err = newNBDServer(d.cfg, d.server, d.log); err != nil {
+	if d.nbd, err = newNBDServer(d.cfg, d.server, d.reloads, d.log); err != nil {
 		return err
 	}
+	d.reloads.server, d.reloads.nbd = d.server, d.nbd
 	d.failed = make(chan error, len(doors.nbd)+2)
 	serve := func(run func() error) {
 		d.wg.Go(func() {

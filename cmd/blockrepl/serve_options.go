@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"slices"
 	"strconv"
@@ -15,11 +16,7 @@ import (
 )
 
 // serverOptions translates a checked configuration for the replication.
-func serverOptions(cfg *Config, log *slog.Logger) (blockrepl.Options, error) {
-	peers, err := peerTLS(&cfg.PeerTLS, cfg.Cluster)
-	if err != nil {
-		return blockrepl.Options{}, err
-	}
+func serverOptions(cfg *Config, peers *tls.Config, log *slog.Logger) blockrepl.Options {
 	o := blockrepl.Options{
 		Cluster:     cfg.Cluster,
 		ID:          record.MustServerID(cfg.ID),
@@ -46,22 +43,18 @@ func serverOptions(cfg *Config, log *slog.Logger) (blockrepl.Options, error) {
 		}
 		o.Volumes = append(o.Volumes, vo)
 	}
-	return o, nil
+	return o
 }
 
 // newNBDServer puts the door for clients before the replication.
-func newNBDServer(cfg *Config, server *blockrepl.Server, log *slog.Logger) (*nbd.Server, error) {
-	clients, err := nbdTLS(&cfg.NBDTLS)
-	if err != nil {
-		return nil, err
-	}
-	e := &exports{server: server, admission: newAdmission(newPermissions(cfg.NBDTLS.Clients)), about: "cluster " + cfg.Cluster + ", server " + cfg.ID}
+func newNBDServer(cfg *Config, server *blockrepl.Server, r *reloader, log *slog.Logger) (*nbd.Server, error) {
+	e := &exports{server: server, admission: r.admission, about: "cluster " + cfg.Cluster + ", server " + cfg.ID}
 	for _, v := range cfg.own() {
 		e.names = append(e.names, v.Name)
 	}
 	mode := map[string]nbd.TLSMode{"off": nbd.TLSOff, "allow": nbd.TLSAllow, "require": nbd.TLSRequire}[cfg.NBDTLS.Mode]
 	return nbd.NewServer(nbd.Options{
-		Exports: e, Logger: log, TLSMode: mode, TLS: clients,
+		Exports: e, Logger: log, TLSMode: mode, TLS: r.keys.clients,
 		Limits: nbd.Limits{MaxClients: cfg.Limits.Connections, MaxHandshakes: cfg.Limits.Handshakes},
 	})
 }

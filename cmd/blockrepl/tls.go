@@ -56,6 +56,7 @@ func peerTLS(c *PeerTLSConfig, cluster string) (*tls.Config, error) {
 		ClientAuth:   tls.RequireAnyClientCert,
 		// Verification is not skipped, it is done below, the same way on both ends.
 		InsecureSkipVerify: true,
+		RootCAs:            roots,
 		VerifyConnection: func(s tls.ConnectionState) error {
 			_, err := verifyPeer(s.PeerCertificates, roots, cluster)
 			return err
