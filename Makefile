@@ -14,7 +14,7 @@ TESTPACKAGES ?= 2
 # One test binary may take this long; all together stay below 15 minutes on two cores.
 TESTTIME    ?= 12m
 
-.PHONY: all build run test ci deps fmt vet lint cross race e2e bench fuzz clean
+.PHONY: all build run test ci deps fmt vet lint cross race e2e bench fuzz allocs clean
 
 all: build
 
@@ -34,8 +34,12 @@ test: deps
 	go test -timeout $(TESTTIME) ./cmd/blockrepl/e2e
 
 ## ci: everything that must hold before a change lands
-ci: deps fmt vet lint cross build fuzz
+ci: deps fmt vet lint cross build fuzz allocs
 	$(MAKE) test TESTFLAGS=-race
+
+## allocs: what allocates nothing, which the race detector cannot see
+allocs:
+	go test -run Allocat ./nbd
 
 ## e2e: only the tests with real processes and real clients
 e2e: deps

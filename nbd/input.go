@@ -22,6 +22,9 @@ type input struct {
 	reading atomic.Bool   // inside conn.Read: an end of the stream will be noticed
 	mid     atomic.Bool   // the client owes the rest of a message
 	total   atomic.Uint64 // bytes read
+
+	look   func(fd uintptr) bool // poll's call of the kernel, made once: a closure would be made for each poll
+	looked int                   // what it got
 }
 
 // buffered is how many bytes are there without a system call.
@@ -54,15 +57,18 @@ func (in *input) poll(raw syscall.RawConn) bool {
 	if in.w == len(in.buf) {
 		return false
 	}
-	n := 0
-	if err := raw.Read(func(fd uintptr) bool {
-		n, _ = unix.Read(int(fd), in.buf[in.w:])
-		return true
-	}); err != nil || n <= 0 {
+	if in.look == nil {
+		in.look = func(fd uintptr) bool {
+			in.looked, _ = unix.Read(int(fd), in.buf[in.w:])
+			return true
+		}
+	}
+	in.looked = 0
+	if err := raw.Read(in.look); err != nil || in.looked <= 0 {
 		return false
 	}
-	in.w += n
-	in.total.Add(uint64(n))
+	in.w += in.looked
+	in.total.Add(uint64(in.looked))
 	return true
 }
 
