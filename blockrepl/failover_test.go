@@ -182,7 +182,7 @@ func TestOptionsOfAVolumeChangeOnAllServersAndStay(t *testing.T) {
 	cl.write(0, noise(r, 4096))
 	c.awaitHealthy(0, 1)
 	e, status := ask[CommandError](t, c.servers[1], "POST", "/v1/volumes/vol0/set", `{"on_degraded":"continue"}`)
-	if status != http.StatusConflict || !strings.Contains(e.Error, "the master is a") {
+	if status != http.StatusConflict || !strings.Contains(e.Error, "not the master; ask a") {
 		t.Fatalf("set at a slave: %d %+v", status, e)
 	}
 	set, status := ask[SetReport](t, c.servers[0], "POST", "/v1/volumes/vol0/set", `{"on_degraded":"continue","keep_bytes":12345678}`)
