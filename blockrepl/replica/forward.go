@@ -180,7 +180,7 @@ func (r *Replica) admissible(rec *record.Record) (wire.Code, string) {
 		return r.admissibleMark(rec)
 	case record.KindResize:
 		// It was looked at when it was given; another one may have come between.
-		if rec.Length < r.numbered.Size {
+		if rec.Length < r.numbered.Size && !mutated("shrink by a late resize") {
 			return wire.CodeRange, shrinks(r.numbered.Size)
 		}
 		return 0, ""
