@@ -35,8 +35,9 @@ const (
 	backlogMax = 256 << 20
 
 	// ringBytes is the default budget of recent records in memory for all volumes
-	// together, in bytes. Older ones are read from the journal.
-	ringBytes = 64 << 20
+	// together, in bytes; those that are not applied yet may take as many again.
+	// Older ones are read from the journal.
+	ringBytes = 32 << 20
 	// ringShareMin is what a volume may always keep of it, in bytes.
 	ringShareMin = 256 << 10
 

@@ -31,7 +31,7 @@ type Options struct {
 
 	PeerTimeout time.Duration // silence after which a peer is down; 0: DefaultPeerTimeout
 	IOTimeout   time.Duration // how long a client's request may wait; 0: DefaultIOTimeout
-	RingBytes   int64         // memory for recent records of all volumes; 0: 64 MiB
+	RingBytes   int64         // memory for recent records of all volumes; 0: 32 MiB
 
 	TLS      *tls.Config // between servers, mutual; nil: plain TCP
 	Insecure bool        // plain TCP is allowed off loopback

@@ -8,7 +8,8 @@ import (
 )
 
 // Comes from: the volume's loop, with every record handed to the journal.
-// Does: keeps the newest records in memory, within a budget of bytes.
+// Does: keeps the newest records in memory, within a budget of bytes; those that
+// applier and senders have yet to read, within twice as many.
 // Goes to: applier and senders, which so seldom read the journal.
 
 // ringBudget is the memory that the rings of all volumes share.
@@ -40,8 +41,9 @@ type ring struct {
 }
 
 // add appends records that follow each other; a hole before them empties the
-// ring first. The oldest go until the budget is kept; the newest stays in any case.
-func (r *ring) add(recs []*record.Record) {
+// ring first. The oldest go until the budget is kept, those above applied only when
+// twice the budget is used; the newest stays in any case.
+func (r *ring) add(recs []*record.Record, applied record.Seq) {
 	if len(recs) == 0 {
 		return
 	}
@@ -63,6 +65,9 @@ func (r *ring) add(recs []*record.Record) {
 	}
 	share := r.budget.share.Load()
 	for r.count > 1 && r.bytes > share && r.budget.used.Load() > r.budget.max {
+		if r.first > applied && r.budget.used.Load() <= 2*r.budget.max {
+			break
+		}
 		r.dropFirstLocked()
 	}
 }

@@ -2,8 +2,11 @@ package blockrepl
 
 import (
 	"testing"
+	"time"
 
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal/record"
+	"golang.org/x/time/rate"
 	"pgregory.net/rapid"
 )
 
@@ -30,15 +33,17 @@ func TestRingHoldsTheNewestRecords(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := newRingBudget(400<<10, 1)
 		r := ring{budget: b}
-		last := 0
+		last, applied := 0, 0
 		t.Repeat(map[string]func(*rapid.T){
 			"add": func(t *rapid.T) {
 				n := min(rapid.IntRange(1, 30).Draw(t, "n"), len(all)-last)
-				r.add(all[last : last+n])
+				applied = min(applied+rapid.IntRange(0, 40).Draw(t, "applied"), last)
+				r.add(all[last:last+n], record.Seq(applied))
 				last += n
 			},
 			"cut": func(t *rapid.T) {
 				last = rapid.IntRange(0, last).Draw(t, "last")
+				applied = min(applied, last)
 				r.cut(record.Seq(last))
 			},
 			"clear": func(*rapid.T) { r.clear() },
@@ -62,10 +67,27 @@ func TestRingHoldsTheNewestRecords(t *testing.T) {
 				if bytes != r.bytes || b.used.Load() != bytes {
 					t.Fatalf("accounted %d and %d bytes, held are %d", r.bytes, b.used.Load(), bytes)
 				}
-				if bytes > 400<<10 && r.count > 1 {
-					t.Fatalf("%d bytes are held, the budget is %d", bytes, 400<<10)
+				if bytes > 400<<10 && r.first <= record.Seq(applied) || bytes > 800<<10 && r.count > 1 {
+					t.Fatalf("%d bytes are held from %d on, the budget is %d, applied is %d", bytes, r.first, 400<<10, applied)
 				}
 			},
 		})
 	})
+}
+
+// A slave that clients waited for was slowed down like one that catches up, when their
+// requests were so large that the first ones had left the ring.
+func TestOnlyCommittedRecordsWaitForClientsWork(t *testing.T) {
+	v := &Volume{s: &Server{opt: Options{Clock: func() replica.Time { return 1 }}}, catchUp: rate.NewLimiter(1, frameBytes)}
+	v.ring.budget = newRingBudget(1<<20, 1)
+	v.busyAt.Store(1)
+	v.commit.Store(10)
+	v.catchUp.ReserveN(time.Now(), frameBytes)
+	if v.catchUpDelay(10) == 0 || v.catchUpDelay(11) != 0 {
+		t.Errorf("record 10, committed, waits %v; 11 waits %v", v.catchUpDelay(10), v.catchUpDelay(11))
+	}
+	v.ring.add(chain(record.Pos{Seq: 9, Sum: 1}, 1, 512), 0)
+	if d := v.catchUpDelay(10); d != 0 {
+		t.Errorf("a record of the ring waits %v", d)
+	}
 }

@@ -272,9 +272,10 @@ func (l *link) addFrame(w *wire.Writer, c *cursor, at cursor, recs []*record.Rec
 }
 
 // catchUpDelay is how long the sending of kept records from next on must wait, so
-// that clients' work goes first. What is in the ring is no catching up.
+// that clients' work goes first. What is in the ring is no catching up, nor what is not
+// committed: clients wait for it.
 func (v *Volume) catchUpDelay(next record.Seq) time.Duration {
-	if v.ring.has(next) || !v.busy() {
+	if v.ring.has(next) || next > record.Seq(v.commit.Load()) || !v.busy() {
 		return 0
 	}
 	return v.catchUp.ReserveN(time.Now(), frameBytes).Delay()

@@ -87,7 +87,7 @@ func (v *Volume) follow(s *replica.Store) {
 		v.in.reset()
 		v.mixed.Add(1)
 	}
-	v.ring.add(s.Records)
+	v.ring.add(s.Records, record.Seq(v.app.applied.Load()))
 }
 
 // write hands a batch to the journal, and to the committer to wait for.
