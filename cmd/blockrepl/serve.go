@@ -123,6 +123,7 @@ func (d *daemonProcess) run(ctx context.Context, signals <-chan os.Signal) error
 		return err
 	}
 	defer doors.close()
+	defer boundHeap()()
 	if d.server, err = blockrepl.NewServer(serverOptions(d.cfg, d.reloads.peerTLS(), d.log)); err != nil {
 		return err
 	}
