@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -14,10 +15,13 @@ func permute(app *cli.App, args []string) []string {
 		return args
 	}
 	out := []string{args[0]}
-	rest := args[1:]
+	rest := asOthersSay(args[1:])
 	commands, flags := app.Commands, []cli.Flag(nil)
 	for len(rest) > 0 && !strings.HasPrefix(rest[0], "-") {
 		c := findCommand(commands, rest[0])
+		if c == nil && len(commands) > 0 {
+			return append(out, rest[0]) // the name alone is refused, also before --help
+		}
 		if c == nil {
 			break
 		}
@@ -51,6 +55,17 @@ func permute(app *cli.App, args []string) []string {
 		out = append(out, "--")
 	}
 	return append(out, arguments...)
+}
+
+// asOthersSay takes what most programs understand: --version, help, help COMMAND.
+func asOthersSay(words []string) []string {
+	switch words[0] {
+	case "--version":
+		return append([]string{"version"}, words[1:]...)
+	case "help":
+		return append(slices.Clone(words[1:]), "--help")
+	}
+	return words
 }
 
 func findCommand(commands []*cli.Command, name string) *cli.Command {

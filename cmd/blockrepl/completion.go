@@ -72,22 +72,28 @@ func fishCompletion(commands []*cli.Command) string {
 	b.WriteString("# fish completion for blockrepl\n")
 	for _, c := range commands {
 		fmt.Fprintf(&b, "complete -c blockrepl -n __fish_use_subcommand -f -a %s -d %s\n", c.Name, fishQuote(c.Usage))
+		seen := "__fish_seen_subcommand_from " + c.Name
 		for _, sub := range c.Subcommands {
-			fmt.Fprintf(&b, "complete -c blockrepl -n '__fish_seen_subcommand_from %s' -f -a %s -d %s\n", c.Name, sub.Name, fishQuote(sub.Usage))
+			fmt.Fprintf(&b, "complete -c blockrepl -n '%s' -f -a %s -d %s\n", seen, sub.Name, fishQuote(sub.Usage))
+			fishOptions(&b, seen+"; and __fish_seen_subcommand_from "+sub.Name, sub.Flags)
 		}
-		for _, f := range c.Flags {
-			d, ok := f.(cli.DocGenerationFlag)
-			if !ok {
-				continue
-			}
-			fmt.Fprintf(&b, "complete -c blockrepl -n '__fish_seen_subcommand_from %s' -l %s", c.Name, f.Names()[0])
-			if d.TakesValue() {
-				b.WriteString(" -r")
-			}
-			fmt.Fprintf(&b, " -d %s\n", fishQuote(strings.ReplaceAll(d.GetUsage(), "`", "")))
-		}
+		fishOptions(&b, seen, c.Flags)
 	}
 	return b.String()
+}
+
+func fishOptions(b *strings.Builder, when string, flags []cli.Flag) {
+	for _, f := range flags {
+		d, ok := f.(cli.DocGenerationFlag)
+		if !ok {
+			continue
+		}
+		fmt.Fprintf(b, "complete -c blockrepl -n '%s' -l %s", when, f.Names()[0])
+		if d.TakesValue() {
+			b.WriteString(" -r")
+		}
+		fmt.Fprintf(b, " -d %s\n", fishQuote(strings.ReplaceAll(d.GetUsage(), "`", "")))
+	}
 }
 
 func fishQuote(s string) string {

@@ -15,9 +15,12 @@ func versionCommand() *cli.Command {
 		Description: `Prints version, commit, Go version and platform.
 
 EXIT STATUS:
-   0 always`,
+   0 done   2 wrong usage`,
 		Flags: []cli.Flag{jsonFlag()},
 		Action: func(c *cli.Context) error {
+			if err := wantArgs(c, 0, 0, ""); err != nil {
+				return err
+			}
 			if c.Bool("json") {
 				return printJSON(c.App.Writer, map[string]string{"version": version, "commit": commit, "date": date,
 					"go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH})
