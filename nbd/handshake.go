@@ -135,6 +135,9 @@ func (c *conn) skipOption(opt, length uint32) error {
 	if c.server.tlsMode == TLSRequire && !c.client.TLS {
 		return c.answerOption(opt, proto.RepErrTLSReqd, "this server requires TLS")
 	}
+	if opt == proto.OptSetMetaContext {
+		c.metaSet = false // a failing SET unselects as well
+	}
 	return c.answerOption(opt, proto.RepErrTooBig, "option too long")
 }
 
