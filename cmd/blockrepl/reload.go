@@ -122,7 +122,11 @@ func (r *reloader) reload(ctx context.Context) {
 	if err == nil {
 		err = r.apply(next)
 	}
-	if err != nil {
+	if err == nil {
+		for _, text := range r.cfg.expiring(time.Now()) {
+			r.log.Warn(text)
+		}
+	} else {
 		r.log.Error("configuration not reloaded; everything stays as it was", "err", strings.Join(asFailure(err).lines(), "; "))
 	}
 	r.notify(daemon.SdNotifyReady)

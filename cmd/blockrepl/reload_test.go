@@ -188,7 +188,7 @@ func wantLog(t *testing.T, log string, texts ...string) {
 
 func TestReloadRotatesCertificatesAndAttachmentsGoOn(t *testing.T) {
 	old := makePKI(t, "lab", "--server", "a=h", "--client", "db1")
-	renewed := makePKI(t, "lab", "--server", "a=h", "--client", "db1")
+	renewed := makePKI(t, "lab", "--server", "a=h", "--client", "db1", "--valid", "2h")
 	s := startReloadable(t, old, "")
 	standing := s.mustOpen(old, "db1", "vol0")
 	if !canWrite(t, standing) {
@@ -212,7 +212,8 @@ func TestReloadRotatesCertificatesAndAttachmentsGoOn(t *testing.T) {
 	if !canWrite(t, standing) {
 		t.Error("a reload that changes nothing ended an attachment")
 	}
-	wantLog(t, s.end(), `msg="configuration reloaded"`, `changed="[nbd_tls.cert nbd_tls.ca]"`, `msg="configuration reloaded"`, `changed=[]`)
+	wantLog(t, s.end(), `msg="configuration reloaded"`, `changed="[nbd_tls.cert nbd_tls.ca]"`, `certificate \"a\" in `, ` ends `,
+		`msg="configuration reloaded"`, `changed=[]`)
 }
 
 func TestReloadOfSomethingWrongChangesNothingAndSaysWhy(t *testing.T) {
