@@ -117,7 +117,7 @@ func (l *leftOver) volume(data string, was, next VolumeConfig, has *blockrepl.Vo
 	if size := int64(next.Size); size > has.SizeBytes {
 		l.command = append(l.command, fmt.Sprintf("%s: blockrepl resize %s %s", key("size"), next.Name, next.Size))
 	} else if size < has.SizeBytes {
-		l.created = append(l.created, key("size")) // it never shrinks
+		l.created = append(l.created, fmt.Sprintf("%s (has %s)", key("size"), Size(has.SizeBytes))) // it never shrinks
 	}
 	if next.OnDegraded != has.OnDegraded {
 		l.command = append(l.command, fmt.Sprintf("%s: blockrepl set %s on_degraded=%s", key("on_degraded"), next.Name, next.OnDegraded))
@@ -126,9 +126,9 @@ func (l *leftOver) volume(data string, was, next VolumeConfig, has *blockrepl.Vo
 		l.command = append(l.command, fmt.Sprintf("%s: blockrepl set %s keep=%s", key("keep"), next.Name, next.Keep))
 	}
 	if !slices.Equal(slices.Sorted(slices.Values(next.Servers)), slices.Sorted(slices.Values(has.Members))) {
-		l.created = append(l.created, key("servers"))
+		l.created = append(l.created, fmt.Sprintf("%s (has %s)", key("servers"), strings.Join(has.Members, " ")))
 	}
 	if next.Shared != has.Shared {
-		l.created = append(l.created, key("shared"))
+		l.created = append(l.created, fmt.Sprintf("%s (has %v)", key("shared"), has.Shared))
 	}
 }

@@ -416,7 +416,7 @@ func TestReloadNamesWhatIsNotInForce(t *testing.T) {
 	}
 	line := `level=WARN msg="not all of the configuration is in force" need_restart="admin, limits.handshakes, nbd_tls, volume.vol1.image, volume.vol2" ` +
 		`by_command="volume.vol0.size: blockrepl resize vol0 1GiB; volume.vol0.on_degraded: blockrepl set vol0 on_degraded=continue; ` +
-		`volume.vol0.keep: blockrepl set vol0 keep=1GiB" as_created=volume.vol0.shared`
+		`volume.vol0.keep: blockrepl set vol0 keep=1GiB" as_created="volume.vol0.shared (has false)"`
 	log := s.end()
 	wantLog(t, log, line, "changed=[]", line, "changed=[]")
 	if n := strings.Count(log, "is in force"); n != 2 {

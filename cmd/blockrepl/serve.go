@@ -136,7 +136,8 @@ func (d *daemonProcess) run(ctx context.Context, signals <-chan os.Signal) error
 	d.log.Info("serving", "cluster", d.cfg.Cluster, "server", d.cfg.ID, "version", version, "volumes", len(d.cfg.own()),
 		"nbd", addresses(doors.nbd), "peers", string(d.cfg.Peers), "admin", addresses([]net.Listener{doors.admin}))
 	d.warnOpen(doors.nbd)
-	warnDifferent(ctx, d.cfg, d.server, d.log)
+	left := outstanding(ctx, d.cfg, d.cfg, d.server)
+	left.warn(d.log)
 	for _, text := range d.cfg.expiring(time.Now()) {
 		d.log.Warn(text)
 	}

@@ -1,12 +1,8 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"log/slog"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl"
@@ -58,32 +54,3 @@ func newNBDServer(cfg *Config, server *blockrepl.Server, r *reloader, log *slog.
 		Limits: nbd.Limits{MaxClients: cfg.Limits.Connections, MaxHandshakes: cfg.Limits.Handshakes},
 	})
 }
-
-// differentWait bounds how long the start waits for volumes to say what they have.
-const differentWait = 2 * time.Second
-
-// warnDifferent says what a volume has that is not as configured: at its creation
-// it took the configuration's word, and from then on it has its own.
-func warnDifferent(ctx context.Context, cfg *Config, server *blockrepl.Server, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(ctx, differentWait)
-	defer cancel()
-	for _, v := range cfg.own() {
-		st := server.Volume(v.Name).Status(ctx)
-		if len(st.Members) == 0 {
-			continue // its loop does not answer
-		}
-		for _, d := range []struct{ key, configured, has, next string }{
-			{"size", v.Size.String(), Size(st.SizeBytes).String(), "blockrepl resize, or correct the configuration"},
-			{"servers", sortedNames(v.Servers), sortedNames(st.Members), "correct the configuration; they are as at the volume's creation"},
-			{"on_degraded", v.OnDegraded, st.OnDegraded, "blockrepl set, or correct the configuration"},
-			{"keep", v.Keep.String(), Size(st.KeepBytes).String(), "blockrepl set, or correct the configuration"},
-			{"shared", strconv.FormatBool(v.Shared), strconv.FormatBool(st.Shared), "correct the configuration; it is as at the volume's creation"},
-		} {
-			if d.configured != d.has {
-				log.Warn("the volume is not as configured and stays as it is", "volume", v.Name, "key", d.key, "configured", d.configured, "has", d.has, "next", d.next)
-			}
-		}
-	}
-}
-
-func sortedNames(list []string) string { return strings.Join(slices.Sorted(slices.Values(list)), " ") }

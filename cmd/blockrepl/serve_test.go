@@ -141,7 +141,7 @@ func TestServeReportsReadinessServesAndStops(t *testing.T) {
 	if code := s.stop(t, syscall.SIGKILL); code != -1 {
 		t.Fatalf("SIGKILL: exit %d", code)
 	}
-	if want := "key=size configured=64MiB has=128MiB"; !strings.Contains(s.errs.String(), want) {
+	if want := `as_created="volume.vol0.size (has 128MiB)"`; !strings.Contains(s.errs.String(), want) {
 		t.Errorf("log lacks %q: %s", want, s.errs.String())
 	}
 	stoppedJournalIsReadable(t, data)
