@@ -55,16 +55,23 @@ func (im *Image) HashBlocks(dst []uint64, off, n, block int64) ([]uint64, error)
 		return dst, im.wrap("hash", record.Extent{Lo: off, Hi: off + n},
 			fmt.Errorf("%w: blocks of %d bytes, from 1 to %d are possible", ErrRange, block, blockMax))
 	}
-	buf := make([]byte, max(scanBuffer/block*block, block))
-	zero := Hash(buf[:block])
+	buf := record.Alloc(int(max(scanBuffer/block*block, block)))
+	defer record.Free(buf)
+	zero, known := uint64(0), false // the hash of a whole block of zeroes
 	err := im.scan("hash", off, n, buf, func(p []byte, hole bool) bool {
 		for len(p) > 0 {
 			b := p[:min(block, int64(len(p)))]
 			switch {
-			case hole && int64(len(b)) == block:
-				dst = append(dst, zero)
-			default:
+			case !hole:
 				dst = append(dst, Hash(b))
+			case int64(len(b)) < block || !known:
+				clear(b)
+				dst = append(dst, Hash(b))
+				if int64(len(b)) == block {
+					zero, known = dst[len(dst)-1], true
+				}
+			default:
+				dst = append(dst, zero)
 			}
 			p = p[len(b):]
 		}
@@ -84,22 +91,17 @@ func (im *Image) IsZero(off, n int64) (bool, error) {
 }
 
 // scan gives the extent to see in pieces of len(buf), each read under its
-// stripes; of a piece that is a hole p is zeroes. It ends when see says false.
+// stripes; of a piece that is a hole p may hold anything. It ends when see says false.
 func (im *Image) scan(op string, off, n int64, buf []byte, see func(p []byte, hole bool) bool) error {
 	if err := im.check(op, off, n); err != nil {
 		return err
 	}
-	dirty := false // buf holds something else than zeroes
 	for end := off + n; off < end; {
 		p := buf[:min(int64(len(buf)), end-off)]
 		hole, err := im.readPiece(op, p, off)
 		if err != nil {
 			return err
 		}
-		if hole && dirty {
-			clear(buf)
-		}
-		dirty = !hole
 		if !see(p, hole) {
 			return nil
 		}
