@@ -67,15 +67,21 @@ func (w *write) finish(err error) {
 // Submit implements nbd.Disk.
 func (d *disk) Submit(ctx context.Context, r *nbd.Write) {
 	w := newWrite()
-	w.Kind, w.Off, w.Len, w.Data, w.done = opKind(r.Op), r.Off, r.Len, r.Data, r.Done
+	w.Kind, w.Off, w.Len, w.Data, w.done = opKind(r), r.Off, r.Len, r.Data, r.Done
 	d.conn.Submit(ctx, &w.Write)
 }
 
-func opKind(op nbd.Op) blockrepl.OpKind {
-	switch op {
-	case nbd.OpTrim:
+// holeMin is the length, in bytes, from which zeroes become a hole where the client
+// allows it. Shorter ones are cheaper to write, and a file of many holes slow to read.
+const holeMin = 64 << 10
+
+// opKind is what becomes of a request. Zeroes that need not keep their space become a
+// hole, as a trim does: an allocated extent of zeroes counts as data once it was read.
+func opKind(r *nbd.Write) blockrepl.OpKind {
+	switch {
+	case r.Op == nbd.OpTrim, r.Op == nbd.OpZero && !r.NoHole && r.Len >= holeMin:
 		return blockrepl.OpTrim
-	case nbd.OpZero:
+	case r.Op == nbd.OpZero:
 		return blockrepl.OpZero
 	}
 	return blockrepl.OpWrite
