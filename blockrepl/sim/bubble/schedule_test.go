@@ -173,8 +173,8 @@ func (s *schedule) back(m *machine) {
 	again := s.rng.IntN(3) == 0 && s.has("kill in a call") // it dies while it starts
 	after, keep := s.rng.IntN(60), s.rng.IntN(101)
 	place := []string{"journal", "images", "other"}[s.rng.IntN(3)]
+	p := m.process() // now: another fault may bury it before the goroutine runs
 	s.later.Go(func() {
-		p := m.process()
 		<-p.gone
 		p.bury()
 		time.Sleep(wait)
