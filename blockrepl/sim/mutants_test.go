@@ -56,16 +56,17 @@ var broken = []string{
 	"miss only what is longer",
 	"create while an init fills an image",
 	"see no split brain",
-	"take a side of others' split brain",
 	"shrink by a late resize",
 }
 
-// defended are broken rules that other rules make up for: none of tens of thousands
-// of schedules found them. They are played by -mutant NAME only.
+// defended are broken rules that other rules make up for, or that only a script of
+// package replica meets: none of tens of thousands of schedules found them. They are
+// played by -mutant NAME only.
 var defended = []string{
 	"hand over without the old master's promise",
 	"accept records after a newer promise",
 	"break the vow of an orderly stop",
+	"take a side of others' split brain",
 }
 
 // known are seeds that found a rule once, tried first: only where the model has changed
@@ -86,7 +87,6 @@ var known = map[string]uint64{
 	"miss only what is longer":               2836,
 	"create while an init fills an image":    4226,
 	"see no split brain":                     11047,
-	"take a side of others' split brain":     1795410818632285395,
 }
 
 // TestMutants proves that the simulator finds each broken rule.
