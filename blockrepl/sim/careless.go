@@ -146,14 +146,19 @@ func (s *Sim) announced(n *node, rep *replica.PromoteReport, why string) {
 			return // what that loses was said by the warning
 		}
 	}
-	var before record.Epoch
-	if h := n.before(); len(h) > 0 {
-		before = h[len(h)-1].Epoch
+	var before, loss record.Epoch // the last of its past, and the last over a loss
+	for _, h := range n.before() {
+		if before = h.Epoch; h.Loss {
+			loss = h.Epoch
+		}
 	}
 	for _, l := range s.truth.lines {
+		if l.epoch.Less(before) {
+			continue // given up when that began, if at all
+		}
 		for q := s.common(n, l) + 1; q <= l.last(); q++ {
-			if l.recs[q-1].Epoch.Less(before) {
-				continue // given up when the epoch before this one began, if at all
+			if l.recs[q-1].Epoch.Less(loss) {
+				continue // likewise, though the line went on since
 			}
 			lost = true
 			if rep.MissingFirst != 0 && rep.MissingFirst <= q && q <= rep.MissingLast {
