@@ -82,7 +82,7 @@ func (r *Replica) onJoin(p *peer, j *wire.Join) {
 // greeting. To set it aside would be for nothing, and a crash right after it would
 // look like a loss to the marks, which remember those records as durable.
 func (r *Replica) keeping(j *wire.Join) *wire.Join {
-	if j.Epoch != r.hard.Following || j.Match.Seq >= r.last.Seq || r.last.Seq > j.Last {
+	if j.Epoch != r.hard.Following || twice(r.hard.History, j.History, j.Epoch) || j.Match.Seq >= r.last.Seq || r.last.Seq > j.Last {
 		return j
 	}
 	k := *j

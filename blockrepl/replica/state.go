@@ -88,7 +88,7 @@ func dropped(a, b *wire.State) []record.ServerID {
 // parting is how many epochs two histories begin with alike.
 func parting(a, b []wire.EpochStart) int {
 	n := 0
-	for n < len(a) && n < len(b) && a[n].Epoch == b[n].Epoch {
+	for n < len(a) && n < len(b) && a[n].Epoch == b[n].Epoch && !twins(&a[n], &b[n]) {
 		n++
 	}
 	return n
@@ -149,11 +149,27 @@ func records(a []wire.EpochStart, aLast record.Seq, b []wire.EpochStart, bLast r
 	return common(a, aLast, b, bLast)
 }
 
-// ancestor reports whether s lies on the path that led to state cur with
-// history h: nothing was decided under s that cur does not contain.
-func ancestor(h []wire.EpochStart, cur, s *wire.State) bool {
+// twins reports whether two lines of that name are of two masterships: a server whose
+// data was replaced, and that joined where nobody knew of it, took an epoch a second time.
+func twins(a, b *wire.EpochStart) bool {
+	return a.Epoch == b.Epoch && a.First != b.First && a.First.Sum != 0 && b.First.Sum != 0
+}
+
+// twice reports whether epoch e is one mastership in history a and another in b.
+func twice(a, b []wire.EpochStart, e record.Epoch) bool {
+	of := func(s wire.EpochStart) bool { return s.Epoch == e }
+	i, k := slices.IndexFunc(a, of), slices.IndexFunc(b, of)
+	return i >= 0 && k >= 0 && twins(&a[i], &b[k])
+}
+
+// ancestor reports whether s, whose history is sh, lies on the path that led to state
+// cur with history h: nothing was decided under s that cur does not contain.
+func ancestor(h []wire.EpochStart, cur *wire.State, sh []wire.EpochStart, s *wire.State) bool {
 	if s.Epoch.IsZero() || s.Epoch.Less(cur.Overruled) || beforeAll(h, s.Epoch) {
 		return true
+	}
+	if twice(h, sh, s.Epoch) {
+		return false
 	}
 	for i := range h {
 		if h[i].Epoch != s.Epoch {
@@ -170,7 +186,8 @@ func ancestor(h []wire.EpochStart, cur, s *wire.State) bool {
 // splitBrain reports whether two states can both have acknowledged writes that
 // the other lacks: neither is the other's ancestor, and neither past bars the other.
 func splitBrain(ah []wire.EpochStart, a *wire.State, bh []wire.EpochStart, b *wire.State) bool {
-	if a.Epoch == b.Epoch || ancestor(ah, a, b) || ancestor(bh, b, a) || mutated("see no split brain") {
+	same := a.Epoch == b.Epoch && !twice(ah, bh, a.Epoch)
+	if same || ancestor(ah, a, bh, b) || ancestor(bh, b, ah, a) || mutated("see no split brain") {
 		return false
 	}
 	return !barred(ah, a, bh, b) && !barred(bh, b, ah, a)

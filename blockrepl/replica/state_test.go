@@ -65,6 +65,31 @@ func TestSplitBrainNeedsTwoMastershipsThatCanHaveCommitted(t *testing.T) {
 	}
 }
 
+// A server whose data was replaced joined where nobody knew of an epoch that it had
+// led, and took it a second time. Who had followed the first one took the second for it,
+// and gave up what had been committed there in silence.
+func TestTwoMastershipsOfOneEpochAreToldApart(t *testing.T) {
+	a := record.MustServerID("a")
+	twin := record.Epoch{Counter: 4, Server: a}
+	first := wire.EpochStart{Epoch: record.Epoch{Counter: 1, Server: a}, First: record.Pos{Seq: 1, Sum: 7}}
+	line := func(sum uint64, id byte) ([]wire.EpochStart, wire.State) {
+		set := []wire.Member{{ID: a, Incarnation: record.Incarnation{id}}}
+		return []wire.EpochStart{first, {Epoch: twin, First: record.Pos{Seq: 9, Sum: sum}, BaseNumber: 1, Set: set}},
+			wire.State{Number: 2, Epoch: twin, InSync: set}
+	}
+	oldH, old := line(100, 1)
+	newH, young := line(200, 2)
+	if !splitBrain(oldH, &old, newH, &young) || !splitBrain(newH, &young, oldH, &old) {
+		t.Error("two masterships of one epoch, each with a record of its own, are no split brain")
+	}
+	if got := common(oldH, 20, newH, 20); got != 8 {
+		t.Errorf("number %d is common, want 8, the last before the two", got)
+	}
+	if splitBrain(oldH, &old, oldH, &old) || common(oldH, 20, oldH, 15) != 15 {
+		t.Error("a mastership is not taken for itself")
+	}
+}
+
 // The sets would fill the saved state.
 func TestOnlyTheNewestEpochsTellTheirSets(t *testing.T) {
 	c := newCluster(t, 1, wire.Suspend)
