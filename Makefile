@@ -31,7 +31,7 @@ run: build
 ## since they watch the clock
 test: deps
 	go test $(TESTFLAGS) -p $(TESTPACKAGES) -timeout $(TESTTIME) $$(go list ./... | grep -v /e2e$$)
-	go test -timeout $(TESTTIME) ./cmd/blockrepl/e2e
+	go test -count=1 -timeout $(TESTTIME) ./cmd/blockrepl/e2e
 
 ## ci: everything that must hold before a change lands
 ci: deps fmt vet lint cross build fuzz allocs
@@ -43,7 +43,7 @@ allocs:
 
 ## e2e: only the tests with real processes and real clients
 e2e: deps
-	go test -v -timeout $(TESTTIME) ./cmd/blockrepl/e2e
+	go test -v -count=1 -timeout $(TESTTIME) ./cmd/blockrepl/e2e
 
 ## deps: the programs that tests talk to (apt, when root) and the Go modules;
 ## BLOCKREPL_NO_CLIENTS=1 does without them, and the tests then too
