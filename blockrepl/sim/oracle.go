@@ -24,6 +24,7 @@ type truth struct {
 	lines []*line
 	wild  map[record.Epoch]string // epochs begun by an act that the operator was warned of
 	alone map[record.Epoch]bool   // epochs in which a server was forgotten by force without a look
+	of    map[record.Epoch]*line  // where a mastership committed last
 
 	// For each sector: when the newest answered write began; when the last zero was
 	// answered (zeroes look alike). Of one line only.
@@ -34,7 +35,7 @@ type truth struct {
 func stack() string { return string(debug.Stack()) }
 
 func (t *truth) init(s *Sim) {
-	t.s, t.wild, t.alone = s, map[record.Epoch]string{}, map[record.Epoch]bool{}
+	t.s, t.wild, t.alone, t.of = s, map[record.Epoch]string{}, map[record.Epoch]bool{}, map[record.Epoch]*line{}
 	t.lines = []*line{{ops: map[opKey]record.Seq{}, size: s.prof.sectors}}
 	for i := range t.newest {
 		t.newest[i], t.zeroed[i] = -1, -1
@@ -97,6 +98,7 @@ func (n *node) find(q record.Seq) *record.Record {
 // is the one that the present mastership holds under that number.
 func (t *truth) commit(n *node, from, c record.Seq) {
 	s := t.s
+	defer func() { t.of[n.rep.Epoch()] = n.line }()
 	for q := from + 1; q <= c; q++ {
 		rec := n.find(q)
 		if rec == nil {
@@ -393,8 +395,12 @@ func (t *truth) over(sector int, v uint64) int64 {
 	return t.zeroed[sector]
 }
 
-// shown is the line that n's image is of.
+// shown is the line that n's image is of: at the number after which two lines part,
+// that of the mastership it follows.
 func (t *truth) shown(n *node) *line {
+	if l := t.of[n.rep.Epoch()]; l != nil && l.holds(n.image.seq, n.image.sum) {
+		return l
+	}
 	if l := t.holding(n, n.image.seq, n.image.sum); l != nil {
 		return l
 	}
