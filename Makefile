@@ -81,9 +81,7 @@ bench: build
 
 ## fuzz: every fuzz target for FUZZTIME each
 fuzz:
-	@set -e; for p in $$(go list ./...); do \
-	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
-	    echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+	.ci/fuzz $(FUZZTIME)
 
 clean:
 	rm -rf bin
