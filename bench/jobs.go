@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -69,7 +70,7 @@ func (b *bench) runRounds(ctx context.Context) error {
 		return err
 	}
 	if b.o.jobs.MatchString("floor") || b.o.peers.MatchString("floor") {
-		if err := b.tcpFloor(ctx); err != nil {
+		if err := errors.Join(b.tcpFloor(ctx), b.syncFloor(ctx)); err != nil {
 			return err
 		}
 	}

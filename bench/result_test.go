@@ -207,3 +207,41 @@ func TestContentIsHalfCompressible(t *testing.T) {
 		t.Errorf("%d of %d bytes are zero, want half", zero, len(buf))
 	}
 }
+
+func TestBoundAddsTheSyncsToTheReference(t *testing.T) {
+	r := &Result{Samples: []Sample{{Job: "randwrite-4k-qd1", Peer: reference, IOPS: 10000}}}
+	bound := withSyncs("randwrite-4k-qd1", iops, syncsFigure(3), 1)
+	if got := bound(r); !math.IsNaN(got) {
+		t.Errorf("without the floor: got %g", got)
+	}
+	r.special(syncsFigure(3), 2500, "IOPS", "")
+	if got := bound(r); got != 0.2 {
+		t.Errorf("got %g, want 100 of 500 µs", got)
+	}
+	if text := r.targetTable().String(); !strings.Contains(text, "0.20") {
+		t.Errorf("the table does not show the bound:\n%s", text)
+	}
+}
+
+func TestBareCopyIsWrittenRoundItsLog(t *testing.T) {
+	c := &bareCopy{data: make([]byte, bareLoad)}
+	path := filepath.Join(t.TempDir(), "log")
+	var err error
+	if c.log, err = os.Create(path); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []int64{0, 1, boundLog / 4096, boundLog/4096 + 2} {
+		if err := c.append(k, 4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st, err := c.log.Stat(); err != nil || st.Size() != 3*4096 {
+		t.Errorf("log of %v bytes, %v; want three blocks", st.Size(), err)
+	}
+	if err := c.remove(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the log is still there: %v", err)
+	}
+}

@@ -173,10 +173,10 @@ func (r *Result) medians(figures ...func(*Sample) float64) func(job, peer string
 
 // targetTable has a row a target.
 func (r *Result) targetTable() table {
-	t := table{{"target", "rule", "measured", ""}}
+	t := table{{"target", "rule", "measured", "", "bound"}}
 	for i := range targets {
 		figure, verdict := targets[i].judge(r)
-		t.add(targets[i].what, targets[i].rule, figure, verdict)
+		t.add(targets[i].what, targets[i].rule, figure, verdict, targets[i].most(r))
 	}
 	return t
 }

@@ -14,6 +14,7 @@ type target struct {
 	least bool // the figure must be at least the goal, else at most
 	disk  bool // it is about a real disk: in memory an fsync costs nothing
 	value func(r *Result) stat
+	bound func(r *Result) float64 // nil, or the most that a server which syncs can have
 }
 
 // ratio compares a figure of a job on two peers.
@@ -65,26 +66,26 @@ func perSlave(copies int) func(*Sample) float64 {
 }
 
 var targets = []target{
-	{"4 KiB random write, depth 32, 3 servers", "≥ 0.6 × nbdkit with 1 copy (IOPS)", 0.6, true, false, ratio("randwrite-4k-qd32", iops, "blockrepl-3", "nbdkit")},
-	{"", "≥ 8 × quorum", 8, true, false, ratio("randwrite-4k-qd32", iops, "blockrepl-3", "quorum")},
-	{"4 KiB random write, depth 1, 3 servers", "≥ 0.4 × nbdkit", 0.4, true, false, ratio("randwrite-4k-qd1", iops, "blockrepl-3", "nbdkit")},
-	{"", "≥ 1.3 × quorum", 1.3, true, false, ratio("randwrite-4k-qd1", iops, "blockrepl-3", "quorum")},
-	{"4 KiB random write, depth 32, 1 server", "≥ 0.9 × nbdkit", 0.9, true, false, ratio("randwrite-4k-qd32", iops, "blockrepl-1", "nbdkit")},
-	{"4 KiB random write, depth 1, 1 server", "≥ 0.7 × nbdkit", 0.7, true, false, ratio("randwrite-4k-qd1", iops, "blockrepl-1", "nbdkit")},
-	{"4 KiB write + fsync, depth 1, 3 servers", "≤ 2 × the floor's median latency (a real disk)", 2, false, true, ratio("fsync-4k-qd1", p50, "blockrepl-3", "floor")},
-	{"4 KiB write + fsync, depth 32, 3 servers", "≥ 8 × the floor's IOPS (a real disk)", 8, true, true, across("fsync-4k-qd32", "blockrepl-3", iops, "fsync-4k-qd1", "floor")},
-	{"1 MiB sequential write, 3 servers", "≥ 0.35 × nbdkit (MB/s)", 0.35, true, false, ratio("seqwrite-1m-qd4", bytesPerSec, "blockrepl-3", "nbdkit")},
-	{"", "≥ 3 × quorum", 3, true, false, ratio("seqwrite-1m-qd4", bytesPerSec, "blockrepl-3", "quorum")},
-	{"4 KiB random read, depth 32", "≥ 1.2 × the better of nbdkit and qemu-nbd", 1.2, true, false, ratio("randread-4k-qd32", iops, "blockrepl-1", "nbdkit", "qemu-nbd")},
-	{"1 MiB read, depth 4", "≥ 1.2 × the better of both", 1.2, true, false, ratio("seqread-1m-qd4", bytesPerSec, "blockrepl-1", "nbdkit", "qemu-nbd")},
-	{"disk bytes a client byte, random data, 1 server", "≤ 2.25", 2.25, false, false, figure("random-4k-qd32", diskPerByte, "blockrepl-1")},
-	{"disk bytes a client byte, half-compressible, 1 server", "≤ 1.7", 1.7, false, false, figure("randwrite-4k-qd32", diskPerByte, "blockrepl-1")},
-	{"peer bytes a client byte and slave, file system", "≤ 0.6", 0.6, false, false, figure(treeJob, perSlave(3), "blockrepl-3")},
-	{"catch-up", "≥ 0.5 × the slower of disk and loopback", 0.5, true, false, special("catch-up", "floor: disk", "floor: loopback TCP")},
-	{"resync", "≥ 0.5 × the slower of disk and loopback", 0.5, true, false, special("resync", "floor: disk", "floor: loopback TCP")},
-	{"kill -9 to the first write of the promoted slave", "≤ 0.5 s after the command", 0.5, false, false, special("failover")},
-	{"start after a crash to the first read", "≤ 2 s with 4 GiB of kept records", 2, false, false, special(crashStartTarget)},
-	{"memory of a server, 1 TiB volume, full load", "≤ 400 MiB", 400, false, false, special("1 TiB volume: peak memory")},
+	{"4 KiB random write, depth 32, 3 servers", "≥ 0.6 × nbdkit with 1 copy (IOPS)", 0.6, true, false, ratio("randwrite-4k-qd32", iops, "blockrepl-3", "nbdkit"), nil},
+	{"", "≥ 8 × quorum", 8, true, false, ratio("randwrite-4k-qd32", iops, "blockrepl-3", "quorum"), nil},
+	{"4 KiB random write, depth 1, 3 servers", "≥ 0.4 × nbdkit", 0.4, true, false, ratio("randwrite-4k-qd1", iops, "blockrepl-3", "nbdkit"), withSyncs("randwrite-4k-qd1", iops, syncsFigure(3), 1)},
+	{"", "≥ 1.3 × quorum", 1.3, true, false, ratio("randwrite-4k-qd1", iops, "blockrepl-3", "quorum"), nil},
+	{"4 KiB random write, depth 32, 1 server", "≥ 0.9 × nbdkit", 0.9, true, false, ratio("randwrite-4k-qd32", iops, "blockrepl-1", "nbdkit"), nil},
+	{"4 KiB random write, depth 1, 1 server", "≥ 0.7 × nbdkit", 0.7, true, false, ratio("randwrite-4k-qd1", iops, "blockrepl-1", "nbdkit"), withSyncs("randwrite-4k-qd1", iops, syncsFigure(1), 1)},
+	{"4 KiB write + fsync, depth 1, 3 servers", "≤ 2 × the floor's median latency (a real disk)", 2, false, true, ratio("fsync-4k-qd1", p50, "blockrepl-3", "floor"), nil},
+	{"4 KiB write + fsync, depth 32, 3 servers", "≥ 8 × the floor's IOPS (a real disk)", 8, true, true, across("fsync-4k-qd32", "blockrepl-3", iops, "fsync-4k-qd1", "floor"), nil},
+	{"1 MiB sequential write, 3 servers", "≥ 0.35 × nbdkit (MB/s)", 0.35, true, false, ratio("seqwrite-1m-qd4", bytesPerSec, "blockrepl-3", "nbdkit"), withSyncs("seqwrite-1m-qd4", bytesPerSec, copiesFigure(3), 1e6)},
+	{"", "≥ 3 × quorum", 3, true, false, ratio("seqwrite-1m-qd4", bytesPerSec, "blockrepl-3", "quorum"), nil},
+	{"4 KiB random read, depth 32", "≥ 1.2 × the better of nbdkit and qemu-nbd", 1.2, true, false, ratio("randread-4k-qd32", iops, "blockrepl-1", "nbdkit", "qemu-nbd"), nil},
+	{"1 MiB read, depth 4", "≥ 1.2 × the better of both", 1.2, true, false, ratio("seqread-1m-qd4", bytesPerSec, "blockrepl-1", "nbdkit", "qemu-nbd"), nil},
+	{"disk bytes a client byte, random data, 1 server", "≤ 2.25", 2.25, false, false, figure("random-4k-qd32", diskPerByte, "blockrepl-1"), nil},
+	{"disk bytes a client byte, half-compressible, 1 server", "≤ 1.7", 1.7, false, false, figure("randwrite-4k-qd32", diskPerByte, "blockrepl-1"), nil},
+	{"peer bytes a client byte and slave, file system", "≤ 0.6", 0.6, false, false, figure(treeJob, perSlave(3), "blockrepl-3"), nil},
+	{"catch-up", "≥ 0.5 × the slower of disk and loopback", 0.5, true, false, special("catch-up", "floor: disk", "floor: loopback TCP"), nil},
+	{"resync", "≥ 0.5 × the slower of disk and loopback", 0.5, true, false, special("resync", "floor: disk", "floor: loopback TCP"), nil},
+	{"kill -9 to the first write of the promoted slave", "≤ 0.5 s after the command", 0.5, false, false, special("failover"), nil},
+	{"start after a crash to the first read", "≤ 2 s with 4 GiB of kept records", 2, false, false, special(crashStartTarget), nil},
+	{"memory of a server, 1 TiB volume, full load", "≤ 400 MiB", 400, false, false, special("1 TiB volume: peak memory"), nil},
 }
 
 // judge gives the figure and, in a word, how the target stands.
@@ -94,6 +95,17 @@ func (t *target) judge(r *Result) (figure, verdict string) {
 	}
 	s := t.value(r)
 	return s.show(), t.verdict(s)
+}
+
+// most is the bound of the figure, where one was measured.
+func (t *target) most(r *Result) string {
+	if t.bound == nil {
+		return ""
+	}
+	if v := t.bound(r); !math.IsNaN(v) {
+		return compact(v)
+	}
+	return ""
 }
 
 func (t *target) verdict(s stat) string {
