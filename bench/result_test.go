@@ -245,3 +245,18 @@ func TestBareCopyIsWrittenRoundItsLog(t *testing.T) {
 		t.Errorf("the log is still there: %v", err)
 	}
 }
+
+// A run without the floors called every catch-up a miss: its ratio to nothing was 0.
+func TestPartOfAFloorNeedsTheFloor(t *testing.T) {
+	r := &Result{}
+	part := special("catch-up", "floor: disk", "floor: loopback TCP")
+	r.special("catch-up", 300, "MB/s", "")
+	r.special("floor: disk", 600, "MB/s", "")
+	if s := part(r); !math.IsNaN(s.median) {
+		t.Errorf("without one floor: got %g", s.median)
+	}
+	r.special("floor: loopback TCP", 900, "MB/s", "")
+	if s := part(r); s.median != 0.5 {
+		t.Errorf("got %g, want half of the lower floor", s.median)
+	}
+}

@@ -35,21 +35,23 @@ func figure(job string, f func(*Sample) float64, peer string) func(*Result) stat
 	return func(r *Result) stat { return r.of(job, peer, f) }
 }
 
-// special takes a special figure, in parts of the lowest of the named floors if there are any.
+// special takes a special figure, in parts of the lowest of the named floors if there are any; they must all have been measured.
 func special(name string, floors ...string) func(*Result) stat {
 	return func(r *Result) stat {
 		value, ok := r.specialValue(name)
 		if !ok {
 			return newStat(nil)
 		}
+		if len(floors) == 0 {
+			return newStat([]float64{value})
+		}
 		floor := math.Inf(1)
 		for _, f := range floors {
-			if v, ok := r.specialValue(f); ok {
-				floor = min(floor, v)
+			v, ok := r.specialValue(f)
+			if !ok {
+				return newStat(nil)
 			}
-		}
-		if len(floors) == 0 {
-			floor = 1
+			floor = min(floor, v)
 		}
 		return newStat([]float64{value / floor})
 	}
