@@ -55,6 +55,7 @@ type peer struct {
 	// journal equalled ours up to durable when it said so.
 	joined    bool // it answered Join in this session and epoch
 	joining   bool // Join is sent or being prepared
+	copies    bool // the last Join began a resync
 	ackEpoch  record.Epoch
 	durable   record.Seq
 	applied   record.Seq
@@ -179,7 +180,7 @@ func (r *Replica) greeting() *wire.Greeting {
 		State: r.hard.State, Promised: r.hard.Promised, Following: r.followed,
 		History: slices.Clone(r.hard.History), Last: r.durablePos(), First: r.first,
 		Checkpoint: r.hard.Checkpoint, Applied: r.applied, Committed: r.commit, Role: r.role,
-		Resyncing: r.hard.Resync != nil, Forgot: r.forgot != "", SplitBrain: !r.splitBy.IsZero(),
+		Resyncing: r.resyncing(), Forgot: r.forgot != "", SplitBrain: !r.splitBy.IsZero(),
 		Size: r.cfg.Create.Size, Memory: slices.Clone(r.memory), Free: r.free,
 	}
 }

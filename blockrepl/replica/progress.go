@@ -120,7 +120,7 @@ func (r *Replica) joinResync(p *peer, why string) {
 }
 
 func (r *Replica) sendJoin(p *peer, match record.Pos, resync bool) {
-	p.joining, p.vowed = true, false
+	p.joining, p.vowed, p.copies = true, false, resync
 	p.forwards, p.state0 = 0, r.hard.State.Number
 	j := &wire.Join{
 		Epoch: r.epoch(), State: r.hard.State, History: slices.Clone(r.hard.History),
@@ -157,12 +157,17 @@ func (r *Replica) onJoined(p *peer, j *wire.Joined) {
 	p.free = p.greeting.Free
 	p.greeting.Promised = r.epoch()
 	p.streamed, p.told = r.last.Seq, r.commit
-	p.resyncing = p.state == Resync || p.greeting.Resyncing
+	// Not by its state: one that was silent before it answered is Down.
+	p.resyncing = p.copies || p.greeting.Resyncing
+	if mutated("forget a silent slave's resync") {
+		p.resyncing = p.state == Resync || p.greeting.Resyncing
+	}
 	r.remember(p, j.Last)
-	if p.resyncing {
-		r.setState(p, Resync, p.reason)
-	} else {
+	switch {
+	case !p.resyncing:
 		r.setState(p, CatchUp, "")
+	case p.state != Resync:
+		r.setState(p, Resync, "its image is being copied")
 	}
 	r.out.Streams = append(r.out.Streams, Stream{To: p.id, Session: p.session, Epoch: r.epoch(), From: j.Last.Seq + 1, End: r.last.Seq})
 	if p.state0 != r.hard.State.Number {

@@ -316,7 +316,7 @@ func (r *Replica) imageSynced(seq record.Seq, image []Sample) {
 	r.hard.Checkpoint, r.hard.Image = seq, image
 	r.endResync()
 	t := r.table.clone()
-	r.store(Store{Table: &t, Hard: r.hardCopy(), Memory: r.memoryCopy()}, nil)
+	r.store(Store{Table: &t, Hard: r.hardCopy(), Memory: r.memoryCopy()}, r.resyncEnded)
 }
 
 // blank reports whether this server has never seen the volume.

@@ -24,6 +24,13 @@ type resync struct {
 	running bool   // the shell copies
 	order   uint64 // ID of the newest order
 	ending  bool   // Target is applied; the image fsync is ordered
+	saving  bool   // the mark is gone here, and not yet from the journal
+}
+
+// resyncing is what others are told: after a crash the mark would still be there, and
+// this server not be promotable.
+func (r *Replica) resyncing() bool {
+	return r.hard.Resync != nil || r.resy.saving && !mutated("end a resync before that is durable")
 }
 
 // beginResync drops this server's past. The caller stores the mark with the reset.
@@ -133,16 +140,24 @@ func (r *Replica) resyncApplied() {
 }
 
 // endResync clears the mark: the image is fsynced with everything through the
-// checkpoint. The caller stores Hard.
+// checkpoint. The caller stores Hard, and then calls resyncEnded.
 func (r *Replica) endResync() {
 	m := r.hard.Resync
 	if m == nil || m.Target == 0 || r.hard.Checkpoint < m.Target {
 		return
 	}
 	r.hard.Resync = nil
-	r.resy = resync{order: r.resy.order}
+	r.resy = resync{order: r.resy.order, saving: true}
 	r.note("resync ended; the image is the state after a number again", "seq", uint64(r.hard.Checkpoint))
 	r.readsApplied()
+}
+
+// resyncEnded tells the master that this server is whole, for good.
+func (r *Replica) resyncEnded() {
+	if !r.resy.saving || r.hard.Resync != nil {
+		return
+	}
+	r.resy.saving = false
 	p := r.peer(r.s.master)
 	if a := r.ack(); p != nil && a != nil && r.role == wire.RoleSlave {
 		r.send(p, a)

@@ -137,6 +137,9 @@ func (r *Replica) condition() (Condition, string, string) {
 	case r.forgot != "" && r.hard.Resync == nil && len(r.hard.State.InSync) == 1 && inSync(&r.hard.State, r.cfg.Self):
 		return Diverged, r.forgot + "; nobody else is in sync",
 			"give it back what it lost; or, to go on without that: blockrepl promote " + name + " --accept-loss"
+	case r.forgot != "" && r.hard.Resync == nil && r.nobodyElse():
+		return Diverged, r.forgot + "; nor is that of any other server in sync",
+			"give one back what it lost; or, to go on without that, on the one with the highest number: blockrepl promote " + name + " --accept-loss"
 	case r.forgot != "" && r.hard.Resync == nil && r.hard.State.Master == r.cfg.Self:
 		return Diverged, r.forgot, "on another server that is in sync: blockrepl promote " + name
 	case r.forgot != "" && r.hard.Resync == nil:
@@ -164,6 +167,18 @@ func (r *Replica) keeper() record.ServerID {
 		}
 	}
 	return record.ServerID{}
+}
+
+// nobodyElse reports that this server is in sync, and that no other one which is can
+// be promoted, by what they said when they were linked.
+func (r *Replica) nobodyElse() bool {
+	for _, m := range r.hard.State.InSync {
+		p := r.peer(m.ID)
+		if m.ID != r.cfg.Self && (p == nil || p.greeting == nil || !p.greeting.Forgot && !p.greeting.Resyncing) {
+			return false
+		}
+	}
+	return inSync(&r.hard.State, r.cfg.Self)
 }
 
 // goes reports whether a pending change takes id out already; then it waits for

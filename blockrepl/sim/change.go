@@ -7,7 +7,8 @@ import (
 
 // changing checks rule 6 when a master puts a change of the in-sync set into force:
 // it is durable on every server of the new set but the one that is admitted, and a
-// shrink that nobody forced on a majority of the members.
+// shrink that nobody forced on a majority of the members. Whoever is admitted has a
+// whole image.
 func (s *Sim) changing(n *node, h *replica.Hard) {
 	old, st := &n.journal.os.hard.State, &h.State
 	if st.Epoch != old.Epoch || st.Number <= old.Number || st.Epoch.Server != n.id || n.rep.View(n.now()).Role != wire.RoleMaster {
@@ -22,7 +23,12 @@ func (s *Sim) changing(n *node, h *replica.Hard) {
 		if m == n {
 			continue
 		}
-		if !newerState(st, &m.journal.durable.hard.State) || m.damaged {
+		d := &m.journal.durable.hard
+		if inState(st, m.id) && !inState(old, m.id) && d.Resync != nil && !m.damaged && !st.Epoch.Less(d.Promised) {
+			s.fail("in sync is whole", "%v admits %v in state %d of %v, whose image is being copied", n.id, m.id, st.Number, st.Epoch)
+			return
+		}
+		if !newerState(st, &d.State) || m.damaged {
 			noted++
 			continue
 		}

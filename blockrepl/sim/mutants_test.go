@@ -57,6 +57,8 @@ var broken = []string{
 	"create while an init fills an image",
 	"see no split brain",
 	"shrink by a late resize",
+	"forget a silent slave's resync",
+	"end a resync before that is durable",
 }
 
 // defended are broken rules that other rules make up for, or that only a script of
