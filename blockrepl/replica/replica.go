@@ -314,9 +314,9 @@ func (r *Replica) imageSynced(seq record.Seq, image []Sample) {
 		return
 	}
 	r.hard.Checkpoint, r.hard.Image = seq, image
-	r.endResync()
+	ended := r.endResync()
 	t := r.table.clone()
-	r.store(Store{Table: &t, Hard: r.hardCopy(), Memory: r.memoryCopy()}, r.resyncEnded)
+	r.store(Store{Table: &t, Hard: r.hardCopy(), Memory: r.memoryCopy()}, ended)
 }
 
 // blank reports whether this server has never seen the volume.

@@ -140,26 +140,25 @@ func (r *Replica) resyncApplied() {
 }
 
 // endResync clears the mark: the image is fsynced with everything through the
-// checkpoint. The caller stores Hard, and then calls resyncEnded.
-func (r *Replica) endResync() {
+// checkpoint. The caller stores Hard; ended tells the master when that is durable.
+func (r *Replica) endResync() (ended func()) {
 	m := r.hard.Resync
 	if m == nil || m.Target == 0 || r.hard.Checkpoint < m.Target {
-		return
+		return nil
 	}
 	r.hard.Resync = nil
 	r.resy = resync{order: r.resy.order, saving: true}
 	r.note("resync ended; the image is the state after a number again", "seq", uint64(r.hard.Checkpoint))
 	r.readsApplied()
-}
-
-// resyncEnded tells the master that this server is whole, for good.
-func (r *Replica) resyncEnded() {
-	if !r.resy.saving || r.hard.Resync != nil {
-		return
-	}
-	r.resy.saving = false
-	p := r.peer(r.s.master)
-	if a := r.ack(); p != nil && a != nil && r.role == wire.RoleSlave {
-		r.send(p, a)
+	order := r.resy.order
+	return func() {
+		if !r.resy.saving || r.hard.Resync != nil || r.resy.order != order {
+			return
+		}
+		r.resy.saving = false
+		p := r.peer(r.s.master)
+		if a := r.ack(); p != nil && a != nil && r.role == wire.RoleSlave {
+			r.send(p, a)
+		}
 	}
 }
