@@ -189,17 +189,19 @@ func (h *history) check() error {
 }
 
 // copies leaves out copies that make no difference. A copy that was not done is as
-// one done just before the last, so all may be taken for done; copies between which
-// no request of the sector ended can be done at the same times, and two of them are
-// enough.
+// one done just before the last, so all may be taken for done; of those between which
+// no request of the sector ended each may show itself once more, but a client that
+// moves on as often as copiesMost times in that while, with all of them done, was not
+// met, and each one doubles the work.
 func copies(calls, returns []int64) (kept []int64) {
+	const copiesMost = 4
 	last, n := -1, 0
 	for _, call := range calls {
 		k, _ := slices.BinarySearch(returns, call)
 		if k != last {
 			last, n = k, 0
 		}
-		if n++; n <= 2 {
+		if n++; n <= copiesMost {
 			kept = append(kept, call)
 		}
 	}

@@ -15,7 +15,8 @@ import (
 //   - --old-master-dead is said only when the server of the newest mastership is
 //     off, and it stays off until the command is answered, and only of a server in
 //     the in-sync set;
-//   - what was forgotten is not promoted so before it is in sync again;
+//   - what was forgotten, or left out by --old-master-dead, is not promoted before it
+//     is in sync again;
 //   - one promotion at a time.
 //
 // In the calm the operator does what status says, and nothing else.
@@ -126,7 +127,22 @@ func (o *operator) oldDead(m *machine) {
 		o.end()
 		return
 	}
-	o.run(m, "promote", blockrepl.PromoteRequest{OldMasterDead: true}, o.end)
+	o.run(m, "promote", blockrepl.PromoteRequest{OldMasterDead: true}, func() {
+		o.leftOut()
+		o.end()
+	})
+}
+
+// leftOut warns of all that the newest state has out of sync: perhaps no majority
+// knows that state.
+func (o *operator) leftOut() {
+	for _, m := range o.w.machines {
+		if !o.member(m) {
+			o.mu.Lock()
+			o.warned[m] = true
+			o.mu.Unlock()
+		}
+	}
 }
 
 func (o *operator) forget(m, lost *machine, force bool) {
