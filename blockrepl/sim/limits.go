@@ -25,8 +25,10 @@ const (
 
 	// calmMax is the stated time of liveness: after the last fault, with every
 	// server running and every link possible, and with the operator doing what
-	// status asks for, every server is healthy before it has passed.
-	calmMax = 12 * time.Second
+	// status asks for, every server is healthy before it has passed. Of more than two
+	// servers each may have to be forgotten by itself, one status after another.
+	calmMax       = 12 * time.Second
+	calmForServer = 4 * time.Second
 	// carelessMax is calmMax where the operator was careless, who has more to repair.
 	carelessMax = 30 * time.Second
 	// operatorLook is how often the operator looks at status in the calm.

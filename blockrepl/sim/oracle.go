@@ -475,7 +475,7 @@ func (s *Sim) calmMost() time.Duration {
 	if s.prof.careless {
 		return carelessMax
 	}
-	return calmMax
+	return calmMax + time.Duration(max(0, len(s.nodes)-2))*calmForServer
 }
 
 // final is what must be true at the end.
