@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -247,8 +248,11 @@ func (j *Journal) DropVolume(v record.VolumeID) error {
 	if err != nil {
 		return fmt.Errorf("drop volume %s: %w", v, err)
 	}
+	// At once and not by the janitor: the volume may come again under the same keys.
 	lo := volumeKey(keyRecord, v)
-	j.janitor.add(span{lo, after(lo)})
+	if err := j.db.Excise(context.Background(), pebble.KeyRange{Start: lo, End: after(lo)}); err != nil {
+		j.o.Logger.Warn("records of a dropped volume could not be freed", "volume", v, "err", err)
+	}
 	return nil
 }
 

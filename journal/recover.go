@@ -17,8 +17,9 @@ import (
 //  3. the end itself must be whole; else the end is not known, *CorruptError
 //  4. the first record must be there and follow the begin mark
 //  5. the last tailRecords must be whole and chained; damage is listed
-//  6. what lies outside of begin..end and of the quarantines is garbage that a
-//     power cut brought back: the janitor gets it
+//  6. what lies outside of begin..end and of the quarantines is garbage: trimmed and
+//     not freed, or brought back by a power cut. The janitor gets what is below the
+//     end, what is above is deleted at once: new records will lie there
 func (l *Log) open() error {
 	l.state = newState()
 	err := l.readState()
@@ -169,23 +170,45 @@ func (l *Log) sweep(openErr error) error {
 		} else if ok {
 			l.state.highest = max(l.state.highest, top)
 		}
-		l.unclaimed = l.complement(claimed)
+		// Up to the segment that a Reset will begin: what it writes must stay.
+		l.unclaimed = l.complement(claimed, recordKey(l.v, l.state.highest+1, 0))
 		return nil
 	}
 	if l.last.Seq > l.state.begin.Seq {
 		claimed = append(claimed, l.state.ranges(l.state.begin.Seq+1, l.last.Seq)...)
 	}
-	for _, s := range l.complement(claimed) {
-		it, err := l.j.db.NewIter(&pebble.IterOptions{LowerBound: s.lo, UpperBound: s.hi})
-		if err != nil {
-			return err
-		}
-		found := it.First()
-		if err := errors.Join(it.Error(), it.Close()); err != nil || found {
-			l.j.janitor.add(s) // damaged garbage is garbage
+	end := recordKey(l.v, l.state.segments[len(l.state.segments)-1].ID, l.last.Seq+1)
+	for _, s := range l.complement(claimed, end) {
+		if !l.j.vacant(s) {
+			l.j.janitor.add(s)
 		}
 	}
-	return nil
+	return l.clear(span{end, after(volumeKey(keyRecord, l.v))})
+}
+
+// vacant reports whether no key is in s. What cannot be read is not vacant: damaged
+// garbage is garbage.
+func (j *Journal) vacant(s span) bool {
+	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: s.lo, UpperBound: s.hi})
+	if err != nil {
+		return false
+	}
+	found := it.First()
+	return errors.Join(it.Error(), it.Close()) == nil && !found
+}
+
+// clear deletes what lies where new records will: in order with them, while the
+// janitor would take them along.
+func (l *Log) clear(s span) error {
+	if l.j.vacant(s) {
+		return nil
+	}
+	b := l.j.db.NewBatch()
+	if err := b.DeleteRange(s.lo, s.hi, nil); err != nil {
+		return err
+	}
+	_, err := l.j.commit(b, false)
+	return err
 }
 
 // topSegment is the highest segment id among the volume's record keys.
@@ -201,13 +224,13 @@ func (l *Log) topSegment() (seq record.Seq, id uint32, ok bool, err error) {
 	return seq, id, ok, errors.Join(it.Error(), it.Close())
 }
 
-// complement gives the spans of the volume's record keys outside of the ranges.
-func (l *Log) complement(ranges []keyRange) []span {
+// complement gives the spans of the volume's record keys below end and outside of
+// the ranges.
+func (l *Log) complement(ranges []keyRange, end []byte) []span {
 	slices.SortFunc(ranges, func(a, b keyRange) int {
 		return slices.Compare(recordKey(l.v, a.Segment, a.First), recordKey(l.v, b.Segment, b.First))
 	})
 	lo := volumeKey(keyRecord, l.v)
-	end := after(lo)
 	var out []span
 	for _, s := range spans(l.v, ranges) {
 		if slices.Compare(lo, s.lo) < 0 {
@@ -215,5 +238,8 @@ func (l *Log) complement(ranges []keyRange) []span {
 		}
 		lo = s.hi
 	}
-	return append(out, span{lo, end})
+	if slices.Compare(lo, end) < 0 {
+		out = append(out, span{lo, end})
+	}
+	return out
 }
