@@ -149,6 +149,9 @@ const (
 	mendTries = 10
 	mendAgain = 500 * time.Millisecond
 	mendWait  = 2 * time.Second
+	// mendRun bounds the damaged records behind one that are mended with it: those of
+	// half a megabyte of the smallest. More cannot be mended; the volume fails.
+	mendRun = 4096
 	// leaveTimeout bounds how long a stopping server's last words may take.
 	leaveTimeout = 500 * time.Millisecond
 	// aloneEvery is how often a stopping server looks whether anybody is left.

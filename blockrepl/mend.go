@@ -49,7 +49,7 @@ func (m *mender) mend(err error) bool {
 	m.v.logr.Warn("journal record is damaged; asking the other servers for it", "seq", c.Seq, "err", err)
 	for range mendTries {
 		for _, p := range m.v.s.links.peers {
-			if l := p.cur.Load(); l != nil && m.fetch(l, c.Seq) {
+			if l := p.cur.Load(); l != nil && m.fetchRun(l, c.Seq) {
 				return true
 			}
 		}
@@ -69,7 +69,37 @@ func (m *mender) begin(err error) {
 	}
 }
 
-// fetch asks one server.
+// fetchRun asks one server for a record and for the damaged ones behind it: a bad
+// block of a table has many. Each is the proof of the one before, so the last comes
+// first.
+func (m *mender) fetchRun(l *link, seq record.Seq) bool {
+	last := m.damagedThrough(seq)
+	for at := last; at >= seq; at-- {
+		if !m.fetch(l, at) {
+			return false
+		}
+	}
+	m.v.logr.Info("damaged journal records were fetched again", "peer", l.peer.id.String(), "seq", seq, "through", last)
+	return true
+}
+
+// damagedThrough is the last of the damaged records that follow seq without a gap.
+func (m *mender) damagedThrough(seq record.Seq) record.Seq {
+	for n := 0; n < mendRun && m.ctx.Err() == nil; n++ {
+		rec, err := m.v.log.Load().Get(seq + 1)
+		if err == nil {
+			rec.Free()
+		}
+		var c *journal.CorruptError
+		if !errors.As(err, &c) {
+			break
+		}
+		seq++
+	}
+	return seq
+}
+
+// fetch asks one server for one record.
 func (m *mender) fetch(l *link, seq record.Seq) bool {
 	answer := make(chan *record.Record, 1)
 	m.mu.Lock()
@@ -105,7 +135,6 @@ func (m *mender) replace(l *link, rec *record.Record) bool {
 	m.mu.Lock()
 	m.mended++
 	m.mu.Unlock()
-	m.v.logr.Info("damaged journal record was fetched again", "peer", l.peer.id.String(), "seq", rec.Seq)
 	return true
 }
 

@@ -6,12 +6,19 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 	"github.com/cockroachdb/pebble/v2"
 )
 
 // damage flips a bit in the payload of one record of a stopped server's journal.
 func (c *cluster) damage(i int, seq record.Seq) {
+	c.t.Helper()
+	c.spoil(i, seq, func(v []byte) { v[len(v)-1] ^= 1 })
+}
+
+// spoil changes what a stopped server's journal holds of one record.
+func (c *cluster) spoil(i int, seq record.Seq, change func(v []byte)) {
 	c.t.Helper()
 	db, err := pebble.Open(filepath.Join(c.dir, c.addrs[i].ID.String(), "journal"), &pebble.Options{FormatMajorVersion: pebble.FormatNewest})
 	if err != nil {
@@ -33,7 +40,7 @@ func (c *cluster) damage(i int, seq record.Seq) {
 			continue
 		}
 		v := bytes.Clone(it.Value())
-		v[len(v)-1] ^= 1
+		change(v)
 		if err := db.Set(bytes.Clone(it.Key()), v, pebble.Sync); err != nil {
 			c.t.Fatal(err)
 		}
@@ -98,4 +105,70 @@ type lineWriter func([]byte)
 func (f lineWriter) Write(p []byte) (int, error) {
 	f(p)
 	return len(p), nil
+}
+
+// A block of a table that goes bad takes several records with it. None of them could
+// be mended, as the one behind is the proof, and the server left the volume.
+func TestDamagedNeighboursAreFetchedFromAPeer(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	w := c.connect(0, "db1")
+	for i := range 8 {
+		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
+	}
+	c.kill(1)
+	for _, seq := range []record.Seq{4, 5, 6, 7} {
+		c.spoil(1, seq, func(v []byte) { clear(v) })
+	}
+	c.start(1)
+	c.awaitHealthy(0, 1)
+	c.await(1, "the damaged records were fetched and applied", func(st VolumeStatus) bool {
+		return st.Applied == st.Last && st.Counters["records_mended"] == 4
+	})
+	c.equalImages(0, 1)
+}
+
+// Of damaged neighbours the sum was taken to be 0: a mark in the marks file or an
+// acknowledgement of that number then spoke of another past.
+func TestSumOfADamagedRecordIsTheTrueOneOrUnknown(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	w := c.connect(0, "db1")
+	for i := range 8 {
+		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
+	}
+	want := map[record.Seq]uint64{}
+	for seq := record.Seq(1); seq <= 8; seq++ {
+		rec, err := c.vol(0).log.Load().Get(seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want[seq] = rec.Sum
+	}
+	c.kill(0)
+	for _, seq := range []record.Seq{1, 4, 5, 6} {
+		c.spoil(0, seq, func(v []byte) { clear(v) })
+	}
+	j, err := journal.Open(journal.Options{Dir: JournalDir(c.options(0).DataDir), ReserveBytes: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	logs, err := LogsByName(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	saved, _, err := loadSaved(logs["vol0"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seq, sum := range want {
+		if got, ok := sumOf(&saved, seq); ok && got != sum {
+			t.Errorf("sum of record %d is %016x, want %016x or unknown", seq, got, sum)
+		}
+	}
+	if got, ok := sumOf(&saved, 6); !ok || got != want[6] {
+		t.Errorf("sum of record 6, which record 7 tells: %016x, %v", got, ok)
+	}
 }

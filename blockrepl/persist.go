@@ -164,6 +164,9 @@ func loadRecords(l *journal.Log, s *replica.Saved) ([]replica.Sample, error) {
 		if c.Seq > s.Hard.Checkpoint {
 			samples = nil // nobody knows what it touches
 		}
+		if hole { // two in a row: nobody here knows the sum of the first
+			s.Sums = s.Sums[:0]
+		}
 		s.Sums = append(s.Sums, 0) // the next record, or the journal's end, says which
 		first, hole = false, true
 		next = c.Seq + 1
