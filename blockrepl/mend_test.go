@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 	"github.com/cockroachdb/pebble/v2"
@@ -170,5 +171,40 @@ func TestSumOfADamagedRecordIsTheTrueOneOrUnknown(t *testing.T) {
 	}
 	if got, ok := sumOf(&saved, 6); !ok || got != want[6] {
 		t.Errorf("sum of record 6, which record 7 tells: %016x, %v", got, ok)
+	}
+}
+
+// A trim whose number lies in a bad block failed the volume on this server.
+func TestTrimWithinDamagedRecordsFailsNothing(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.volume.OnDegraded = wire.Continue
+	c.start(0, 1, 2)
+	c.awaitHealthy(0, 1, 2)
+	c.stop(2, false) // records are kept for it
+	w := c.connect(0, "db1")
+	for i := range 30 {
+		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
+	}
+	c.stop(1, false)
+	last := c.vol(0).log.Load().Last().Seq
+	for seq := last - 9; seq <= last-5; seq++ {
+		c.spoil(1, seq, func(v []byte) { clear(v) })
+	}
+	c.start(1)
+	c.await(1, "applied", func(st VolumeStatus) bool { return st.Applied == uint64(last) })
+	v := c.vol(1)
+	trimmed := make(chan record.Seq)
+	for _, upto := range []record.Seq{last - 8, last - 4} {
+		v.in.call(func() {
+			v.trim(upto)
+			trimmed <- v.log.Load().First() - 1
+		})
+		at := <-trimmed
+		if why := v.failed.Load(); why != nil {
+			t.Fatalf("trim through %d of %d: %s", upto, last, *why)
+		}
+		if upto == last-4 && at != upto {
+			t.Errorf("trimmed through %d, want %d", at, upto)
+		}
 	}
 }

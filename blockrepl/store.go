@@ -145,12 +145,19 @@ func (v *Volume) quarantineID(log *journal.Log) string {
 	return fmt.Sprintf("%s-%d", v.s.opt.Wall().UTC().Format("20060102T150405.000"), log.Last().Seq)
 }
 
-// trim lets records go. What waits for space is trimmed by a later call.
+// trim lets records go. What waits for space is trimmed by a later call, and so is
+// what ends among damaged records, which nobody may have needed until now.
 func (v *Volume) trim(upto record.Seq) {
 	if v.dead || len(v.waiting.list) > 0 {
 		return
 	}
-	if err := v.log.Load().Trim(upto); err != nil {
+	err := v.log.Load().Trim(upto)
+	var c *journal.CorruptError
+	switch {
+	case err == nil:
+	case errors.As(err, &c):
+		v.mender.begin(err)
+	default:
 		v.dead = true
 		v.fail("journal", fmt.Errorf("trim through %d: %w", upto, err))
 	}
