@@ -114,14 +114,26 @@ func (im *Image) applyGroup(group []Change) error {
 		if err := im.write(r); err != nil {
 			// Within the stripes, so that no read comes between.
 			if isNoSpace(err) {
-				err = im.wrap("apply", r.extent(), err)
-				im.halt.Store(&halt{err: err})
-				return err
+				return im.tear(im.wrap("apply", r.extent(), err))
 			}
 			return im.fail("apply", r.extent(), err)
 		}
 	}
 	return nil
+}
+
+// tear refuses reads until the changes are made again. A Sync that failed meanwhile
+// stays final.
+func (im *Image) tear(err error) error {
+	for {
+		h := im.halt.Load()
+		if h != nil && h.final {
+			return h.err
+		}
+		if im.halt.CompareAndSwap(h, &halt{err: err}) {
+			return err
+		}
+	}
 }
 
 func (im *Image) write(r *run) error {

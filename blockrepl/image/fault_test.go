@@ -308,3 +308,34 @@ func TestShortCallsWithoutAnErrorAreErrors(t *testing.T) {
 		t.Errorf("apply: %v", err)
 	}
 }
+
+// racing is a file whose space ends while its fsync fails.
+type racing struct {
+	memFile
+	im   *Image
+	full bool
+}
+
+func (f *racing) WriteAt(p []byte, off int64) (int, error) {
+	if f.full {
+		f.full = false
+		_ = f.im.Sync()
+		return 0, syscall.ENOSPC
+	}
+	return f.memFile.WriteAt(p, off)
+}
+
+// A failed fsync beside changes that found no space was forgotten once they fitted,
+// and the next fsync was believed.
+func TestAFailedSyncWhileTheSpaceEndsStaysFinal(t *testing.T) {
+	f := &racing{}
+	im := at(t, Options{Path: "racing", Size: 4096, OpenFile: func() (File, error) { return f, nil }})
+	f.im, f.full = im, true
+	f.fault = func(int) error { return errPlug }
+	batch := []Change{write(0, fill(512, 1))}
+	if err := im.Apply(batch); err == nil {
+		t.Fatal("changes without space were made")
+	}
+	f.fault = nil
+	refuses(t, im, ErrFailed)
+}

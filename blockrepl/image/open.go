@@ -20,8 +20,11 @@ type Options struct {
 	// Size of the volume in bytes, a multiple of 512. Zero takes that of the file
 	// or device.
 	Size int64
-	// Create makes the file, sparse, where nothing is at Path.
+	// Create makes the file, sparse, where nothing is at Path, or an empty file,
+	// as a crash of Create leaves it.
 	Create bool
+	// OnCreate, when set, is called before Create makes a file; its error is Open's.
+	OnCreate func() error
 	// Grow allows a file shorter than Size, after a crash between a resize and the
 	// next Sync; else that is ErrSize, as the missing end is somebody's data.
 	Grow bool
@@ -82,18 +85,39 @@ func (im *Image) openPath(o *Options) error {
 
 // createFile makes the file under its lock and removes it if that fails halfway.
 func (im *Image) createFile(o *Options) (err error) {
+	if err := o.onCreate(); err != nil {
+		return err
+	}
 	f, err := os.OpenFile(o.Path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
+	locked := false
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(o.Path))
+		if err == nil {
+			return
 		}
+		if locked { // else it is another's by now
+			err = errors.Join(err, os.Remove(o.Path))
+		}
+		err = errors.Join(err, f.Close())
 	}()
 	if err := lockFile(f, o.Path); err != nil {
 		return err
 	}
+	locked = true
+	return im.useNew(f, o)
+}
+
+func (o *Options) onCreate() error {
+	if o.OnCreate == nil {
+		return nil
+	}
+	return o.OnCreate()
+}
+
+// useNew gives an empty file its size, durably, and uses it.
+func (im *Image) useNew(f *os.File, o *Options) error {
 	if err := f.Truncate(o.Size); err != nil {
 		return fmt.Errorf("make it %d bytes long: %w", o.Size, err)
 	}
@@ -124,6 +148,12 @@ func (im *Image) openRegular(o *Options) (err error) {
 	st, err := f.Stat() // after the lock: before, another may have cut it
 	if err != nil {
 		return err
+	}
+	if st.Size() == 0 && o.Create {
+		if err := o.onCreate(); err != nil {
+			return err
+		}
+		return im.useNew(f, o)
 	}
 	d := &file{f: f, fd: int(f.Fd()), size: o.Size, block: 1}
 	if o.Size == 0 {

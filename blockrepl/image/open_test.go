@@ -278,3 +278,54 @@ func TestZeroAll(t *testing.T) {
 		whole(t, im, make([]byte, size))
 	})
 }
+
+// A crash between the making of a file and its first size left an empty one, and the
+// server did not start any more.
+func TestEmptyFileIsAMissingOne(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Options{Path: path, Size: 1 << 20}); !errors.Is(err, ErrSize) {
+		t.Errorf("without Create: %v, want ErrSize", err)
+	}
+	im := at(t, Options{Path: path, Size: 1 << 20, Create: true})
+	if !im.Created() || !im.Blank() || im.Size() != 1<<20 {
+		t.Errorf("created %t, blank %t, size %d", im.Created(), im.Blank(), im.Size())
+	}
+	if st, err := os.Stat(path); err != nil || st.Size() != 1<<20 {
+		t.Errorf("the file: %v, %v", st, err)
+	}
+}
+
+func TestWhoWantsToKnowIsAskedBeforeAFileIsMade(t *testing.T) {
+	for _, empty := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "image")
+		if empty {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o := Options{Path: path, Size: 1 << 20, Create: true, OnCreate: func() error {
+			if st, err := os.Stat(path); err == nil && st.Size() > 0 {
+				t.Errorf("empty %t: the file was made before", empty)
+			}
+			return errPlug
+		}}
+		if _, err := Open(o); !errors.Is(err, errPlug) {
+			t.Errorf("empty %t: %v, want the error of OnCreate", empty, err)
+		}
+		if st, err := os.Stat(path); err == nil && st.Size() > 0 {
+			t.Errorf("empty %t: the file was made all the same", empty)
+		}
+		asked := 0
+		o.OnCreate = func() error { asked++; return nil }
+		if err := at(t, o).Close(); err != nil || asked != 1 {
+			t.Errorf("empty %t: asked %d times, %v", empty, asked, err)
+		}
+		at(t, o)
+		if asked != 1 {
+			t.Errorf("empty %t: asked for a file that was there", empty)
+		}
+	}
+}
