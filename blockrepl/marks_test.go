@@ -322,3 +322,39 @@ func TestFullHistoryFitsTheJournal(t *testing.T) {
 		t.Errorf("%d bytes, the journal takes %d", n, journal.MetaValueMax)
 	}
 }
+
+// A missing image was made anew, and then the start failed for another reason. The
+// next start found an image, of the right size and with the zeroes that had been
+// written last, and believed it.
+func TestMissingImageIsNotForgottenByAFailedStart(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	r := seeded(t)
+	c.start(0)
+	cl := c.connect(0, "client")
+	cl.write(testSize/2, noise(r, 4096))
+	for i := range int64(2 * samplesRecent) {
+		cl.write(i*sampleBytes, make([]byte, sampleBytes))
+	}
+	c.stop(0, false)
+	if err := os.Remove(c.imagePath(0)); err != nil {
+		t.Fatal(err)
+	}
+	c.change = func(o *Options) {
+		bad := c.volume
+		bad.Name, bad.Image = "vol1", filepath.Join(c.dir, "not", "there", "vol1.img")
+		o.Volumes = append(o.Volumes, bad)
+	}
+	s, err := NewServer(c.options(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err == nil {
+		t.Fatal("started without the directory of an image")
+	}
+	c.change = nil
+	c.start(0)
+	st := c.await(0, "not believed", func(s VolumeStatus) bool { return s.State == StateDiverged })
+	if !strings.Contains(st.Reason, "was missing") {
+		t.Errorf("reason is %q", st.Reason)
+	}
+}

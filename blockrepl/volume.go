@@ -199,15 +199,18 @@ func (v *Volume) openImage(saved *replica.Saved, samples []replica.Sample) error
 			size = saved.Table.Size
 		}
 	}
-	img, err := v.s.opt.OpenImage(image.Options{Path: v.opt.Image, Size: size, Create: true, Grow: saved.Hard.Resync != nil})
+	o := image.Options{Path: v.opt.Image, Size: size, Create: true, Grow: saved.Hard.Resync != nil}
+	if known && (saved.Hard.Checkpoint > 0 || saved.Hard.Resync != nil) && saved.Forgot == "" {
+		// In the middle of a resync too: the mark speaks of extents that were in it.
+		o.OnCreate = func() error { return v.missed(saved) }
+	}
+	img, err := v.s.opt.OpenImage(o)
 	if err != nil {
 		return fmt.Errorf("volume %q: open image: %w", v.name, err)
 	}
 	v.img = img
 	switch {
-	case known && img.Created() && (saved.Hard.Checkpoint > 0 || saved.Hard.Resync != nil) && saved.Forgot == "":
-		// In the middle of a resync too: the mark speaks of extents that were in it.
-		saved.Forgot = fmt.Sprintf("the image %s was missing", v.opt.Image)
+	case o.OnCreate != nil && img.Created():
 	case !known && !img.Blank() && saved.Forgot == "":
 		saved.Forgot = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
 	default:
@@ -218,6 +221,22 @@ func (v *Volume) openImage(saved *replica.Saved, samples []replica.Sample) error
 		saved.Forgot = why
 	}
 	v.logr.Warn("image is not believed", "reason", saved.Forgot)
+	return nil
+}
+
+// missed notes, durably before there is an image again, that there was none: should
+// this start fail, the next one finds an image.
+func (v *Volume) missed(saved *replica.Saved) error {
+	saved.Forgot = fmt.Sprintf("the image %s was missing", v.opt.Image)
+	h := saved.Hard
+	h.Forgot = saved.Forgot
+	p, err := v.log.Load().Write(journal.Batch{Meta: metaOps(&replica.Store{Hard: &h}), Urgent: true})
+	if err == nil {
+		err = p.Wait()
+	}
+	if err != nil {
+		return fmt.Errorf("note that it was missing: %w", err)
+	}
 	return nil
 }
 
