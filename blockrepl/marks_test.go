@@ -349,6 +349,7 @@ func TestMissingImageIsNotForgottenByAFailedStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.Start(t.Context()); err == nil {
+		s.Close()
 		t.Fatal("started without the directory of an image")
 	}
 	c.change = nil

@@ -94,45 +94,49 @@ func LoadHard(l *journal.Log) (replica.Hard, bool, error) {
 	return h, ok, err
 }
 
-// loadSaved reads all that the journal knows of a volume, and gives the samples of
-// the image that its records say nothing about. Records are read from
+// expected is what the journal knows of the image before it is opened.
+type expected struct {
+	samples []replica.Sample // of the checkpoint, as far as no record above touches them
+	short   bool             // its file may lack an end that no fsync has covered yet
+}
+
+// loadSaved reads all that the journal knows of a volume. Records are read from
 // the checkpoint and from the table on only, so that a start costs what was
 // written since and not what is kept.
-func loadSaved(l *journal.Log) (s replica.Saved, samples []replica.Sample, err error) {
+func loadSaved(l *journal.Log) (s replica.Saved, img expected, err error) {
 	hard, _, err := LoadHard(l)
 	if err != nil {
-		return s, nil, err
+		return s, img, err
 	}
 	s.Hard = hard
 	if _, err := loadMeta(l, keyTable, &s.Table); err != nil {
-		return s, nil, err
+		return s, img, err
 	}
 	var memory []wire.Memory
 	if _, err := loadMeta(l, keyMemory, &memory); err != nil {
-		return s, nil, err
+		return s, img, err
 	}
 	s.Memory = memory
 	s.First, s.Last, s.Bytes = l.First(), l.Last(), l.Bytes()
-	if samples, err = loadRecords(l, &s); err != nil {
-		return s, nil, err
+	if img, err = loadRecords(l, &s); err != nil {
+		return s, img, err
 	}
 	if len(s.Sums) == 0 && s.Last.Seq > 0 {
 		s.Sums = []uint64{s.Last.Sum}
 	}
 	if hard.Resync != nil {
-		samples = nil // the image is a mixture
+		img = expected{short: true} // a mixture
 	}
-	return s, samples, nil
+	return s, img, nil
 }
 
-// loadRecords reads the sums and marks above checkpoint and table, and gives the
-// samples of the image that no record above the checkpoint touches. A damaged
+// loadRecords reads the sums and marks above checkpoint and table. A damaged
 // record does not stop the server: the one behind it tells its sum, and whoever
 // needs its content asks the other servers for it (mend.go). If it was a mark the
 // table lacks an attachment, which costs a client a reconnect and nothing else:
 // writes of a generation that the table does not know are never numbered.
-func loadRecords(l *journal.Log, s *replica.Saved) ([]replica.Sample, error) {
-	samples := slices.Clone(s.Hard.Image)
+func loadRecords(l *journal.Log, s *replica.Saved) (img expected, err error) {
+	img.samples = slices.Clone(s.Hard.Image)
 	from := max(s.First, min(s.Table.AsOf, s.Hard.Checkpoint)+1)
 	first, hole := true, false
 	for next := from; next <= s.Last.Seq; {
@@ -149,7 +153,9 @@ func loadRecords(l *journal.Log, s *replica.Saved) ([]replica.Sample, error) {
 				s.Marks = append(s.Marks, rec)
 			}
 			if rec.Seq > s.Hard.Checkpoint {
-				samples = untouched(samples, rec)
+				img.samples = untouched(img.samples, rec)
+				// The table is of what was applied, the checkpoint of what was fsynced.
+				img.short = img.short || rec.Kind == record.KindResize && rec.Seq <= s.Table.AsOf
 			}
 			next = rec.Seq + 1
 			return nil
@@ -159,10 +165,10 @@ func loadRecords(l *journal.Log, s *replica.Saved) ([]replica.Sample, error) {
 			break
 		}
 		if !errors.As(err, &c) || c.Seq < next {
-			return nil, fmt.Errorf("read records %d..%d: %w", next, s.Last.Seq, err)
+			return img, fmt.Errorf("read records %d..%d: %w", next, s.Last.Seq, err)
 		}
 		if c.Seq > s.Hard.Checkpoint {
-			samples = nil // nobody knows what it touches
+			img.samples = nil // nobody knows what it touches
 		}
 		if hole { // two in a row: nobody here knows the sum of the first
 			s.Sums = s.Sums[:0]
@@ -174,7 +180,7 @@ func loadRecords(l *journal.Log, s *replica.Saved) ([]replica.Sample, error) {
 	if hole {
 		s.Sums[len(s.Sums)-1] = s.Last.Sum
 	}
-	return samples, nil
+	return img, nil
 }
 
 // readRecords calls fn for the records from..to, however many bytes they are.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -224,5 +225,49 @@ func TestOwnRecordsAreNoClientsWork(t *testing.T) {
 	c.connect(0, "client").write(0, make([]byte, 512))
 	if c.vol(0).busyAt.Load() == 0 {
 		t.Error("a client's write does not make the volume busy")
+	}
+}
+
+// The size that a resize had brought became durable with a checkpoint whose fsync had
+// begun before it. After a power cut that took the longer end of the image's file the
+// server did not start any more.
+func TestPowerCutAfterAResizeLeavesAShortImage(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	cl := c.connect(0, "client")
+	one := bytes.Repeat([]byte("1"), 4096)
+	cl.write(0, one)
+	v := c.vol(0)
+	gen, before := v.in.generation(), record.Seq(v.app.applied.Load())
+	if _, err := handleResize(t.Context(), v, strings.NewReader(`{"size_bytes":33554432}`)); err != nil {
+		t.Fatal(err)
+	}
+	c.await(0, "resized", func(s VolumeStatus) bool { return s.SizeBytes == 2*testSize })
+	cl.write(testSize, one)
+	c.await(0, "applied", func(s VolumeStatus) bool { return s.Applied == s.Last })
+	v.in.synced(gen, before, nil)
+	c.await(0, "checkpoint", func(s VolumeStatus) bool { return s.Checkpoint == uint64(before) })
+	c.kill(0)
+	if err := os.Truncate(c.imagePath(0), testSize); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	cl = c.connect(0, "client")
+	cl.wantRead(0, one)
+	cl.wantRead(testSize, one)
+	cl.wantRead(testSize+4096, make([]byte, 4096))
+	c.vol(0).check.ask(1)
+	c.await(0, "checkpoint", func(s VolumeStatus) bool { return s.Checkpoint == s.Last })
+	c.stop(0, false)
+	if err := os.Truncate(c.imagePath(0), testSize); err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewServer(c.options(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); !errors.Is(err, image.ErrSize) {
+		s.Close()
+		t.Errorf("start with an image cut after the checkpoint: %v, want ErrSize", err)
 	}
 }

@@ -99,11 +99,11 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 		logr: s.opt.Logger.With("volume", opt.Name), loopDone: make(chan struct{}), sweepEnd: make(chan struct{}), created: make(chan struct{}),
 	}
 	v.ring.budget = s.ring
-	saved, samples, err := v.load(logs[opt.Name])
+	saved, expect, err := v.load(logs[opt.Name])
 	if err != nil {
 		return nil, err
 	}
-	if err := v.openImage(&saved, samples); err != nil {
+	if err := v.openImage(&saved, &expect); err != nil {
 		return nil, err
 	}
 	saved.Free = s.space.free(v)
@@ -137,23 +137,23 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 }
 
 // load reads what the journal holds and compares it with the marks.
-func (v *Volume) load(log *journal.Log) (replica.Saved, []replica.Sample, error) {
+func (v *Volume) load(log *journal.Log) (replica.Saved, expected, error) {
 	if log == nil {
 		// Before the volume exists there is no uuid to keep things under.
 		var err error
 		if log, err = v.s.journal.Log(nameID(v.name)); err != nil {
-			return replica.Saved{}, nil, fmt.Errorf("volume %q: open journal: %w", v.name, err)
+			return replica.Saved{}, expected{}, fmt.Errorf("volume %q: open journal: %w", v.name, err)
 		}
 		saved, _, err := loadSaved(log)
 		if err != nil {
-			return saved, nil, fmt.Errorf("volume %q: %w", v.name, err)
+			return saved, expected{}, fmt.Errorf("volume %q: %w", v.name, err)
 		}
 		v.log.Store(log)
-		return saved, nil, nil
+		return saved, expected{}, nil
 	}
-	saved, samples, err := loadSaved(log)
+	saved, expect, err := loadSaved(log)
 	if err != nil {
-		return saved, nil, fmt.Errorf("volume %q: %w", v.name, err)
+		return saved, expect, fmt.Errorf("volume %q: %w", v.name, err)
 	}
 	v.log.Store(log)
 	v.uuid.Store(&saved.Hard.State.UUID)
@@ -170,7 +170,7 @@ func (v *Volume) load(log *journal.Log) (replica.Saved, []replica.Sample, error)
 	if saved.Forgot != "" {
 		v.logr.Warn("this server forgot what it had acknowledged; it must be resynced", "reason", saved.Forgot)
 	}
-	return saved, samples, nil
+	return saved, expect, nil
 }
 
 // nameID is what the little is kept under that a server must remember of a volume
@@ -190,7 +190,7 @@ func (v *Volume) markID() record.VolumeID {
 // openImage opens the image, or makes it. An image that is missing, that has bytes
 // of which the journal knows nothing, or that is not like the samples of the last
 // checkpoint, is not believed.
-func (v *Volume) openImage(saved *replica.Saved, samples []replica.Sample) error {
+func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 	known := !saved.Hard.State.Epoch.IsZero()
 	size := v.opt.Size
 	if known {
@@ -199,7 +199,7 @@ func (v *Volume) openImage(saved *replica.Saved, samples []replica.Sample) error
 			size = saved.Table.Size
 		}
 	}
-	o := image.Options{Path: v.opt.Image, Size: size, Create: true, Grow: saved.Hard.Resync != nil}
+	o := image.Options{Path: v.opt.Image, Size: size, Create: true, Grow: expect.short}
 	if known && (saved.Hard.Checkpoint > 0 || saved.Hard.Resync != nil) && saved.Forgot == "" {
 		// In the middle of a resync too: the mark speaks of extents that were in it.
 		o.OnCreate = func() error { return v.missed(saved) }
@@ -214,7 +214,7 @@ func (v *Volume) openImage(saved *replica.Saved, samples []replica.Sample) error
 	case !known && !img.Blank() && saved.Forgot == "":
 		saved.Forgot = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
 	default:
-		why := v.unlike(samples, saved.Hard.Checkpoint)
+		why := v.unlike(expect.samples, saved.Hard.Checkpoint)
 		if v.seen.begin(saved.Hard.Image); why == "" || saved.Forgot != "" {
 			return nil
 		}
