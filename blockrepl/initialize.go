@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"syscall"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
@@ -62,7 +64,7 @@ func (v *Volume) prepareImage(ctx context.Context, q *InitRequest) error {
 	case InitCopy:
 		return v.fillFrom(ctx, q.From)
 	}
-	return nil
+	return v.img.Sync() // who wrote it may not have
 }
 
 // fillFrom copies a file or device into the image; what the volume has beyond it
@@ -73,6 +75,11 @@ func (v *Volume) fillFrom(ctx context.Context, path string) error {
 		return fmt.Errorf("init from: %w", err)
 	}
 	defer src.Close()
+	if same, err := v.isImage(src); err != nil {
+		return fmt.Errorf("init from %s: %w", path, err)
+	} else if same {
+		return fmt.Errorf("%w: %s is the image itself, which would be zeroed first; content %q takes it as it is", replica.ErrRefused, path, InitKeep)
+	}
 	size, err := src.Seek(0, io.SeekEnd) // of devices too
 	if err != nil {
 		return fmt.Errorf("init from %s: %w", path, err)
@@ -103,4 +110,22 @@ func (v *Volume) fillFrom(ctx context.Context, path string) error {
 		w.done.Store(off)
 	}
 	return v.img.Sync()
+}
+
+// isImage reports whether an open file is the volume's image, under whatever name.
+func (v *Volume) isImage(f *os.File) (bool, error) {
+	a, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	b, err := os.Stat(v.opt.Image)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // Options.OpenImage gave one from elsewhere
+	}
+	if err != nil {
+		return false, err
+	}
+	x, y := a.Sys().(*syscall.Stat_t), b.Sys().(*syscall.Stat_t)
+	device := x.Mode&syscall.S_IFMT == syscall.S_IFBLK && y.Mode&syscall.S_IFMT == syscall.S_IFBLK
+	return os.SameFile(a, b) || device && x.Rdev == y.Rdev, nil
 }

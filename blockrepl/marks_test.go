@@ -1,14 +1,17 @@
 package blockrepl
 
 import (
+	"bytes"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
+	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal"
@@ -357,5 +360,69 @@ func TestMissingImageIsNotForgottenByAFailedStart(t *testing.T) {
 	st := c.await(0, "not believed", func(s VolumeStatus) bool { return s.State == StateDiverged })
 	if !strings.Contains(st.Reason, "was missing") {
 		t.Errorf("reason is %q", st.Reason)
+	}
+}
+
+// counting is an image file that counts its fsyncs.
+type counting struct {
+	image.File
+	syncs *atomic.Int32
+}
+
+func (f counting) Sync() error {
+	f.syncs.Add(1)
+	return f.File.Sync()
+}
+
+// A volume was created from an image as it is, of which a part may still have been in
+// the page cache only: a power cut took it from this server and not from the others.
+func TestKeptImageIsDurableBeforeTheVolumeExists(t *testing.T) {
+	var syncs atomic.Int32
+	c := newCluster(t, 1, nil)
+	c.change = func(o *Options) {
+		o.OpenImage = func(i image.Options) (*image.Image, error) {
+			i.OpenFile = func() (image.File, error) {
+				f, err := os.OpenFile(i.Path, os.O_RDWR|os.O_CREATE, 0o600)
+				return counting{f, &syncs}, err
+			}
+			return image.Open(i)
+		}
+	}
+	dir := filepath.Dir(c.imagePath(0))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(c.imagePath(0), []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	if _, err := handleInit(t.Context(), c.vol(0), strings.NewReader(`{"content":"keep"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if syncs.Load() == 0 {
+		t.Error("the volume exists, and its image was not fsynced")
+	}
+}
+
+// An init that was told to copy the image onto itself zeroed it first.
+func TestInitFromTheImageItselfIsRefused(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	if err := os.MkdirAll(filepath.Dir(c.imagePath(0)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	precious := append([]byte("precious"), make([]byte, testSize-8)...)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := errors.Join(os.WriteFile(c.imagePath(0), precious, 0o600), os.Symlink(c.imagePath(0), link)); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	for _, from := range []string{c.imagePath(0), link} {
+		_, err := handleInit(t.Context(), c.vol(0), strings.NewReader(`{"content":"copy","from":"`+from+`"}`))
+		if !errors.Is(err, replica.ErrRefused) {
+			t.Errorf("from %s: %v, want it refused", from, err)
+		}
+	}
+	if b, err := os.ReadFile(c.imagePath(0)); err != nil || !bytes.Equal(b, precious) {
+		t.Errorf("the image was changed: %q, %v", b[:8], err)
 	}
 }
