@@ -4,7 +4,6 @@ import (
 	"context"
 	"math"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -63,16 +62,25 @@ func (w *spaceWatch) look() {
 	}
 }
 
+// dirOf is the directory in which an image lies, not that of a link to it. What does
+// not lie on the host is taken by its name.
+func dirOf(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	return filepath.Dir(path)
+}
+
 // free is how many bytes a volume may still promise now.
 func (w *spaceWatch) free(v *Volume) int64 { return w.freeOf(v, map[string]int64{}) }
 
 // freeOf asks each file system once; byDir holds the answers of this look.
 func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) int64 {
 	free := w.s.journal.Free()
-	if strings.HasPrefix(v.opt.Image, "/dev/") {
-		return max(1, free) // all of a device is allocated
+	if v.img.Device() {
+		return max(1, free) // all of it is allocated
 	}
-	dir := filepath.Dir(v.opt.Image)
+	dir := v.imageDir
 	n, asked := byDir[dir]
 	if !asked {
 		var err error

@@ -36,14 +36,15 @@ type Volume struct {
 	opt  VolumeOptions
 	logr *slog.Logger
 
-	img   *image.Image
-	seen  sampler // of img
-	ring  ring
-	in    *inbox
-	app   *applier
-	com   *committer
-	check *checkpointer
-	log   atomic.Pointer[journal.Log] // nil until the volume's uuid is known
+	img      *image.Image
+	imageDir string  // where it lies; fixed once it is open
+	seen     sampler // of img
+	ring     ring
+	in       *inbox
+	app      *applier
+	com      *committer
+	check    *checkpointer
+	log      atomic.Pointer[journal.Log] // nil until the volume's uuid is known
 
 	// The loop's own.
 	rep       *replica.Replica
@@ -208,7 +209,7 @@ func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 	if err != nil {
 		return fmt.Errorf("volume %q: open image: %w", v.name, err)
 	}
-	v.img = img
+	v.img, v.imageDir = img, dirOf(v.opt.Image)
 	switch {
 	case o.OnCreate != nil && img.Created():
 	case !known && !img.Blank() && saved.Forgot == "":

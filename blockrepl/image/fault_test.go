@@ -283,8 +283,8 @@ func TestResizeNeverShowsOldBytes(t *testing.T) {
 func TestADeviceDoesNotGrow(t *testing.T) {
 	dev := loop(t, 4<<20)
 	im := at(t, Options{Path: dev})
-	if im.Size() != 4<<20 || im.Blank() || im.Created() {
-		t.Errorf("size %d, blank %t, created %t", im.Size(), im.Blank(), im.Created())
+	if im.Size() != 4<<20 || im.Blank() || im.Created() || !im.Device() {
+		t.Errorf("size %d, blank %t, created %t, device %t", im.Size(), im.Blank(), im.Created(), im.Device())
 	}
 	if err := im.Resize(5 << 20); !errors.Is(err, ErrSize) || errors.Is(err, ErrFailed) {
 		t.Errorf("resize: %v", err)

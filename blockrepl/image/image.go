@@ -86,6 +86,12 @@ func (im *Image) Path() string { return im.path }
 // Size is the volume's size in bytes.
 func (im *Image) Size() int64 { return im.size.Load() }
 
+// Device reports whether the image is a block device.
+func (im *Image) Device() bool {
+	d, ok := im.disk.(*file)
+	return ok && d.device
+}
+
 // Created reports whether Open made the file.
 func (im *Image) Created() bool { return im.created }
 
