@@ -45,7 +45,9 @@ func (c *committer) run() {
 			c.at.following, c.at.promised = s.hard.Following, s.hard.Promised
 			c.lower = s.hard.Resync != nil || s.hard.Forgot != ""
 		}
-		c.v.s.marks.set(c.v.markID(), c.at, c.lower)
+		if id := c.v.uuid.Load(); id != nil { // before it has one there is nothing to lose
+			c.v.s.marks.set(*id, c.at, c.lower)
+		}
 		c.v.in.stored(s.id)
 	}
 }

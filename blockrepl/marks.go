@@ -144,10 +144,26 @@ func (m *marks) set(v record.VolumeID, k mark, lower bool) {
 	}
 	m.mu.Unlock()
 	if changed {
-		select {
-		case m.wake <- struct{}{}:
-		default:
-		}
+		m.notify()
+	}
+}
+
+// drop forgets a mark.
+func (m *marks) drop(v record.VolumeID) {
+	m.mu.Lock()
+	_, had := m.byVol[v]
+	delete(m.byVol, v)
+	m.dirty = m.dirty || had
+	m.mu.Unlock()
+	if had {
+		m.notify()
+	}
+}
+
+func (m *marks) notify() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -161,10 +177,7 @@ func (m *marks) run(ctx context.Context) {
 		}
 		failing = err != nil
 		if failing {
-			select { // once more, after marksEvery
-			case m.wake <- struct{}{}:
-			default:
-			}
+			m.notify() // once more, after marksEvery
 		}
 	}
 	timer := time.NewTimer(0)

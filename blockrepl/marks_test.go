@@ -426,3 +426,30 @@ func TestInitFromTheImageItselfIsRefused(t *testing.T) {
 		t.Errorf("the image was changed: %q, %v", b[:8], err)
 	}
 }
+
+// Each volume had two marks, one under its name from before it existed, and the file
+// has room for one: with more than 500 volumes some were left out.
+func TestVolumeHasOneMark(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	c.connect(0, "client").write(0, make([]byte, 4096))
+	uuid := c.vol(0).uuid.Load()
+	c.kill(0)
+	o := c.options(0)
+	o.fill()
+	for range 2 {
+		m, err := openMarks(&o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(m.byVol) != 1 || m.get(*uuid).durable.Seq == 0 {
+			t.Errorf("marks are %v, want one of %v", m.byVol, uuid)
+		}
+		m.set(nameID("vol0"), mark{durable: record.Pos{Seq: 1, Sum: 1}}, false) // as an older server did
+		if err := errors.Join(m.write(), m.close()); err != nil {
+			t.Fatal(err)
+		}
+		c.start(0)
+		c.kill(0)
+	}
+}

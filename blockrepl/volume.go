@@ -100,6 +100,7 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 		logr: s.opt.Logger.With("volume", opt.Name), loopDone: make(chan struct{}), sweepEnd: make(chan struct{}), created: make(chan struct{}),
 	}
 	v.ring.budget = s.ring
+	s.marks.drop(nameID(v.name)) // older servers wrote it, and the file has room for one a volume
 	saved, expect, err := v.load(logs[opt.Name])
 	if err != nil {
 		return nil, err
@@ -179,13 +180,6 @@ func (v *Volume) load(log *journal.Log) (replica.Saved, expected, error) {
 func nameID(name string) record.VolumeID {
 	h := xxh3.HashString128("blockrepl volume " + name)
 	return record.VolumeID(h.Bytes())
-}
-
-func (v *Volume) markID() record.VolumeID {
-	if id := v.uuid.Load(); id != nil {
-		return *id
-	}
-	return nameID(v.name)
 }
 
 // openImage opens the image, or makes it. An image that is missing, that has bytes
