@@ -3,7 +3,9 @@ package blockrepl
 import (
 	"bytes"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
@@ -21,6 +23,12 @@ func (c *cluster) damage(i int, seq record.Seq) {
 // spoil changes what a stopped server's journal holds of one record.
 func (c *cluster) spoil(i int, seq record.Seq, change func(v []byte)) {
 	c.t.Helper()
+	c.spoilOf(i, record.VolumeID{}, seq, change)
+}
+
+// spoilOf is spoil of one volume; zero for the only one.
+func (c *cluster) spoilOf(i int, id record.VolumeID, seq record.Seq, change func(v []byte)) {
+	c.t.Helper()
 	db, err := pebble.Open(filepath.Join(c.dir, c.addrs[i].ID.String(), "journal"), &pebble.Options{FormatMajorVersion: pebble.FormatNewest})
 	if err != nil {
 		c.t.Fatal(err)
@@ -37,7 +45,7 @@ func (c *cluster) spoil(i int, seq record.Seq, change func(v []byte)) {
 			continue
 		}
 		rec, err := record.Decode(bytes.Clone(it.Value()[at:]))
-		if err != nil || rec.Seq != seq {
+		if err != nil || rec.Seq != seq || !id.IsZero() && rec.Volume != id {
 			continue
 		}
 		v := bytes.Clone(it.Value())
@@ -206,5 +214,67 @@ func TestTrimWithinDamagedRecordsFailsNothing(t *testing.T) {
 		if upto == last-4 && at != upto {
 			t.Errorf("trimmed through %d, want %d", at, upto)
 		}
+	}
+}
+
+// A damaged end of one volume's journal kept the server from starting, with all its
+// volumes.
+func TestDamagedJournalEndOfAVolumeLeavesTheOthersAlone(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.two()
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	one := bytes.Repeat([]byte("1"), 4096)
+	first, second := c.connectTo(0, "vol0"), c.connectTo(0, "vol1")
+	for i := range int64(4) {
+		first.write(i*4096, one)
+		second.write(i*4096, one)
+	}
+	c.kill(1)
+	last := c.vol(0).log.Load().Last().Seq
+	uuid := *c.vol(0).uuid.Load()
+	for _, seq := range []record.Seq{last - 1, last} {
+		c.spoilOf(1, uuid, seq, func(v []byte) { clear(v) })
+	}
+	for range 2 { // the second time from what the first has noted
+		c.start(1)
+		c.await(1, "not believed", func(s VolumeStatus) bool { return s.State == StateDiverged && s.Reason != "" })
+		second.write(1<<20, one)
+		qs, err := c.vol(1).log.Load().Quarantines()
+		if err != nil || len(qs) != 1 || qs[0].After.Seq != last-2 || qs[0].Last.Seq != last {
+			t.Errorf("set aside is %+v, %v, want %d..%d", qs, err, last-1, last)
+		}
+		c.kill(1)
+	}
+	c.start(1)
+	if err := c.forget(0, "b", true); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitHealthy(0, 1)
+	first.write(1<<20, one)
+	c.equalImages(0, 1)
+}
+
+// The marks may not have heard yet of what a damaged end takes away.
+func TestDamagedJournalEndIsNoticedWithoutMarks(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	w := c.connect(0, "db1")
+	for i := range int64(4) {
+		w.write(i*4096, bytes.Repeat([]byte("1"), 4096))
+	}
+	log := c.vol(0).log.Load()
+	c.kill(0)
+	c.spoil(0, log.Last().Seq, func(v []byte) { clear(v) })
+	for range 2 {
+		if err := os.Remove(filepath.Join(c.options(0).DataDir, "marks")); err != nil {
+			t.Fatal(err)
+		}
+		c.start(0)
+		st := c.await(0, "not believed", func(s VolumeStatus) bool { return s.State == StateDiverged })
+		if !strings.Contains(st.Reason, "end is damaged") {
+			t.Errorf("reason is %q", st.Reason)
+		}
+		c.kill(0)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -135,6 +136,9 @@ func LockFile(data string) string { return filepath.Join(data, "lock") }
 // openVolumes finds each volume's journal by the name that it keeps, and opens the
 // images.
 func (s *Server) openVolumes() error {
+	if err := s.salvage(); err != nil {
+		return err
+	}
 	logs, err := LogsByName(s.journal)
 	if err != nil {
 		return err
@@ -150,6 +154,37 @@ func (s *Server) openVolumes() error {
 			return fmt.Errorf("volumes %q and %q have names that frames cannot tell apart; rename one", other.name, v.name)
 		}
 		s.byTag[v.tag] = v
+	}
+	return nil
+}
+
+// salvage gives the volumes whose journal has a damaged end another one. What they
+// lost is gone, so that they are not believed, but the others are not kept from
+// starting.
+func (s *Server) salvage() error {
+	ids, err := s.journal.Volumes()
+	if err != nil {
+		return fmt.Errorf("list volumes of the journal: %w", err)
+	}
+	for _, id := range ids {
+		l, err := s.journal.Log(id)
+		var damage *journal.CorruptError
+		if !errors.As(err, &damage) {
+			continue // LogsByName tells all other errors
+		}
+		h, _, err := LoadHard(l)
+		if err != nil {
+			return fmt.Errorf("volume %s: %w", id, errors.Join(damage, err))
+		}
+		h.Forgot = fmt.Sprintf("the journal's end is damaged: %v", damage)
+		last, err := l.Salvage(journal.Cut{
+			Quarantine: quarantineID(s.opt.Wall(), damage.Seq), Reason: "damaged end of the journal", Time: s.opt.Wall().UnixNano(),
+		}, metaOps(&replica.Store{Hard: &h}))
+		if err != nil {
+			return fmt.Errorf("volume %q: %w", h.State.Name, err)
+		}
+		s.opt.Logger.Error("journal's end is damaged and was set aside; this server must be resynced",
+			"volume", h.State.Name, "seq", last.Seq, "err", damage)
 	}
 	return nil
 }

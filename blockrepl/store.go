@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal"
@@ -97,7 +98,7 @@ func (v *Volume) write(s *replica.Store) error {
 	// refused by the state machine, which knows the free space of all servers.
 	b := journal.Batch{Records: s.Records, Meta: metaOps(s), Reset: s.Reset, Urgent: true}
 	if s.Cut != nil {
-		b.Cut = &journal.Cut{After: *s.Cut, Quarantine: v.quarantineID(log), Reason: "another server's past was chosen", Time: v.s.opt.Wall().UnixNano()}
+		b.Cut = &journal.Cut{After: *s.Cut, Quarantine: quarantineID(v.s.opt.Wall(), log.Last().Seq), Reason: "another server's past was chosen", Time: v.s.opt.Wall().UnixNano()}
 	}
 	p, err := log.Write(b)
 	if err != nil {
@@ -141,8 +142,8 @@ func (v *Volume) retry() {
 }
 
 // quarantineID names a tail that is set aside: by its time, for people, and its end.
-func (v *Volume) quarantineID(log *journal.Log) string {
-	return fmt.Sprintf("%s-%d", v.s.opt.Wall().UTC().Format("20060102T150405.000"), log.Last().Seq)
+func quarantineID(now time.Time, last record.Seq) string {
+	return fmt.Sprintf("%s-%d", now.UTC().Format("20060102T150405.000"), last)
 }
 
 // trim lets records go. What waits for space is trimmed by a later call, and so is

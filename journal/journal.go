@@ -188,7 +188,7 @@ func (j *Journal) events() *pebble.EventListener {
 // when there is none (it is on disk with its first Write). The log's end is
 // verified; damage that leaves the end known is in Log.Damage. With a
 // *CorruptError the end is not known: the log is returned too, but only for Meta,
-// Quarantines and a Write with Reset.
+// Quarantines, Salvage and a Write with Reset.
 func (j *Journal) Log(v record.VolumeID) (*Log, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
