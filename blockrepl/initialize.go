@@ -70,6 +70,11 @@ func (v *Volume) prepareImage(ctx context.Context, q *InitRequest) error {
 // fillFrom copies a file or device into the image; what the volume has beyond it
 // reads as zeroes.
 func (v *Volume) fillFrom(ctx context.Context, path string) error {
+	if st, err := os.Stat(path); err != nil {
+		return fmt.Errorf("init from: %w", err)
+	} else if m := st.Mode(); !m.IsRegular() && m&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
+		return fmt.Errorf("%w: %s is a %s; want a regular file or a block device", replica.ErrRefused, path, m.Type())
+	}
 	src, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("init from: %w", err)

@@ -453,3 +453,27 @@ func TestVolumeHasOneMark(t *testing.T) {
 		c.kill(0)
 	}
 }
+
+// An init from a character device zeroed the image and reported success; one from a
+// pipe waited for ever.
+func TestInitFromWhatIsNoDiskIsRefused(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	if err := os.MkdirAll(filepath.Dir(c.imagePath(0)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	precious := append([]byte("precious"), make([]byte, testSize-8)...)
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := errors.Join(os.WriteFile(c.imagePath(0), precious, 0o600), syscall.Mkfifo(pipe, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	for _, from := range []string{"/dev/zero", t.TempDir(), pipe} {
+		_, err := handleInit(t.Context(), c.vol(0), strings.NewReader(`{"content":"copy","from":"`+from+`"}`))
+		if !errors.Is(err, replica.ErrRefused) {
+			t.Errorf("from %s: %v, want it refused", from, err)
+		}
+	}
+	if b, err := os.ReadFile(c.imagePath(0)); err != nil || !bytes.Equal(b, precious) {
+		t.Errorf("the image was changed: %q, %v", b[:8], err)
+	}
+}
