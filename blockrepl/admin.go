@@ -160,21 +160,6 @@ func handleResolve(ctx context.Context, v *Volume, body io.Reader) (any, error) 
 	return v.promoteReport(res.Report), nil
 }
 
-func handleResize(ctx context.Context, v *Volume, body io.Reader) (any, error) {
-	var q ResizeRequest
-	if err := readBody(body, &q); err != nil {
-		return nil, err
-	}
-	if q.SizeBytes <= 0 || q.SizeBytes%512 != 0 || q.SizeBytes > record.MaxSize {
-		return nil, fmt.Errorf("%w: size %d must be a multiple of 512 bytes", errBadRequest, q.SizeBytes)
-	}
-	_, err := v.command(ctx, func(id uint64) replica.Event { return replica.Resize{ID: id, Size: q.SizeBytes} })
-	if err != nil {
-		return nil, err
-	}
-	return ResizeReport{Volume: v.name, SizeBytes: q.SizeBytes}, nil
-}
-
 func handleSet(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 	var q SetRequest
 	if err := readBody(body, &q); err != nil {

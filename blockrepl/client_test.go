@@ -3,12 +3,14 @@ package blockrepl
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 func TestWriteOutOfRangeIsRefused(t *testing.T) {
@@ -205,6 +207,21 @@ func TestResizeReachesEveryServer(t *testing.T) {
 	cl = c.connect(2, "client")
 	cl.wantRead(2*testSize-512, bytes.Repeat([]byte("2"), 512))
 	c.equalImages(0, 1, 2)
+}
+
+// A size that no image can have, as a TiB typed for a GiB, was numbered: every server
+// failed to take it, at each restart anew.
+func TestResizeBeyondTheFileSystemIsRefused(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	c.awaitHealthy(0)
+	body := fmt.Appendf(nil, `{"size_bytes":%d}`, int64(record.MaxSize))
+	if _, err := handleResize(t.Context(), c.vol(0), bytes.NewReader(body)); !errors.Is(err, replica.ErrRefused) {
+		t.Fatalf("resize to %d bytes: %v, want a refusal", int64(record.MaxSize), err)
+	}
+	cl := c.connect(0, "client")
+	cl.write(0, bytes.Repeat([]byte("1"), 512))
+	c.await(0, "as it was", func(s VolumeStatus) bool { return s.State == StateHealthy && s.SizeBytes == testSize })
 }
 
 // A server that wakes from a long sleep asks the kernel about its clients before it

@@ -59,6 +59,8 @@ type ResolveRequest struct {
 // ResizeRequest is the body of POST /v1/volumes/{name}/resize, asked of any server.
 type ResizeRequest struct {
 	SizeBytes int64 `json:"size_bytes"`
+	// Force: although the asked server's file system lacks bytes for all of it.
+	Force bool `json:"force"`
 }
 
 // SetRequest is the body of POST /v1/volumes/{name}/set, asked of the master. What

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -286,10 +288,33 @@ func TestADeviceDoesNotGrow(t *testing.T) {
 	if im.Size() != 4<<20 || im.Blank() || im.Created() || !im.Device() {
 		t.Errorf("size %d, blank %t, created %t, device %t", im.Size(), im.Blank(), im.Created(), im.Device())
 	}
+	if _, err := im.Holds(5 << 20); !errors.Is(err, ErrSize) {
+		t.Errorf("holds: %v", err)
+	}
 	if err := im.Resize(5 << 20); !errors.Is(err, ErrSize) || errors.Is(err, ErrFailed) {
 		t.Errorf("resize: %v", err)
 	}
 	if err := im.Apply([]Change{write(4<<20-512, fill(512, 1))}); err != nil {
+		t.Errorf("apply after it: %v", err)
+	}
+}
+
+func TestHoldsChangesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	im := at(t, Options{Path: path, Size: 1 << 20, Create: true})
+	for _, n := range []int64{1 << 20, 2 << 20} {
+		if missing, err := im.Holds(n); missing != 0 || err != nil {
+			t.Errorf("%d bytes: %d missing, %v", n, missing, err)
+		}
+	}
+	// More than any file system of a test has: some know no such files.
+	if missing, err := im.Holds(record.MaxSize); missing == 0 && !errors.Is(err, ErrSize) {
+		t.Errorf("%d bytes: %d missing, %v", int64(record.MaxSize), missing, err)
+	}
+	if st, err := os.Stat(path); err != nil || st.Size() != 1<<20 || im.Size() != 1<<20 {
+		t.Errorf("the file is %v, %v, the image %d bytes", st, err, im.Size())
+	}
+	if err := im.Apply([]Change{write(0, fill(512, 1))}); err != nil {
 		t.Errorf("apply after it: %v", err)
 	}
 }

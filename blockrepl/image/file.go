@@ -156,12 +156,8 @@ func (d *file) segment(off, end int64) (int64, bool, error) {
 
 func (d *file) resize(size int64) error {
 	if d.device {
-		have, err := deviceSize(d.fd)
-		if err != nil {
+		if err := d.deviceHolds(size); err != nil {
 			return err
-		}
-		if size > have {
-			return fmt.Errorf("%w: the device has %d bytes, %d are wanted; enlarge it first", ErrSize, have, size)
 		}
 		// What the volume left behind its end when it shrank, or what the device
 		// held before it grew, is not the volume's.
@@ -183,6 +179,43 @@ func (d *file) resize(size int64) error {
 	}
 	d.size = size
 	return nil
+}
+
+func (d *file) deviceHolds(size int64) error {
+	have, err := deviceSize(d.fd)
+	if err != nil {
+		return err
+	}
+	if size > have {
+		return fmt.Errorf("%w: the device has %d bytes, %d are wanted; enlarge it first", ErrSize, have, size)
+	}
+	return nil
+}
+
+// holds makes a file longer for a moment: nothing else knows the file system's
+// largest file. If the host dies meanwhile it stays longer than its volume, as it may.
+func (d *file) holds(size int64) (missing int64, err error) {
+	if d.device {
+		return 0, d.deviceHolds(size)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(d.fd, &st); err != nil {
+		return 0, fmt.Errorf("stat: %w", err)
+	}
+	if size > st.Size {
+		err := d.truncate(size)
+		if errors.Is(err, unix.EFBIG) {
+			return 0, fmt.Errorf("%w: its file system has no files of %d bytes", ErrSize, size)
+		}
+		if err = errors.Join(err, d.truncate(st.Size)); err != nil {
+			return 0, err
+		}
+	}
+	u, err := d.usage()
+	if err != nil {
+		return 0, err
+	}
+	return max(0, u.Missing(size)), nil
 }
 
 func (d *file) truncate(size int64) error {

@@ -75,6 +75,9 @@ type disk interface {
 	// its end, at most end, and whether it is a hole.
 	segment(off, end int64) (to int64, hole bool, err error)
 	resize(size int64) error
+	// holds is resize without doing it; and how many bytes the file system lacks to
+	// take all of it, where that is known.
+	holds(size int64) (missing int64, err error)
 	sync() error
 	usage() (Usage, error)
 	close() error
@@ -162,6 +165,23 @@ func (im *Image) Resize(size int64) error {
 	}
 	im.size.Store(size)
 	return nil
+}
+
+// Holds is Resize without doing it: ErrSize where neither device nor file system can
+// have that many bytes. A sparse file may have more than fit: missing of them.
+func (im *Image) Holds(size int64) (missing int64, err error) {
+	im.changing.Lock()
+	defer im.changing.Unlock()
+	im.locks.lock(^stripeSet(0))
+	defer im.locks.unlock(^stripeSet(0))
+	if h := im.halt.Load(); h != nil {
+		return 0, h.err
+	}
+	missing, err = im.disk.holds(size)
+	if err != nil {
+		return 0, im.wrap("resize", record.Extent{}, err)
+	}
+	return missing, nil
 }
 
 // Close waits for what runs, then closes. Later calls get ErrClosed. It does not sync.

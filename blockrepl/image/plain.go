@@ -89,6 +89,8 @@ func (d *plain) resize(size int64) error {
 	return nil
 }
 
+func (d *plain) holds(int64) (int64, error) { return 0, nil }
+
 func (d *plain) sync() error {
 	if f, ok := d.f.(interface{ SyncData() error }); ok {
 		return f.SyncData()

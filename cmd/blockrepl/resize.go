@@ -12,18 +12,23 @@ func resizeCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "resize",
 		Usage:     "make a volume larger",
-		UsageText: "blockrepl resize VOLUME SIZE [--admin ADDR]",
+		UsageText: "blockrepl resize VOLUME SIZE [--admin ADDR] [--force]",
 		Description: `Gives VOLUME a new SIZE, as 2GiB, on all its servers at one place of its history.
-Images on block devices must be large enough already. Clients see the new size
-when they attach again; then grow the file system (resize2fs, xfs_growfs). The size
-in the configuration counts at the volume's creation only. No volume gets smaller.
+Clients see it when they attach again; then grow the file system (resize2fs,
+xfs_growfs). The size in the configuration counts at the volume's creation only.
+
+No volume gets smaller again. The asked server refuses what its own image cannot
+take, and, without --force, what its file system has no space for. It cannot look
+at the others: images on block devices must be large enough on all servers already.
 
 EXAMPLES:
    blockrepl resize vol0 2GiB
 
 EXIT STATUS:
-   0 done   1 an error   2 not a size   3 refused   6 the server does not answer`,
-		Flags:  adminFlags(),
+   0 done   1 an error   2 not a size   3 refused, the message may name the flag
+   6 the server does not answer`,
+		Flags: append(adminFlags(),
+			&cli.BoolFlag{Name: "force", Usage: "although the file system lacks space for all of it"}),
 		Action: resize,
 	}
 }
@@ -45,7 +50,7 @@ func resize(c *cli.Context) error {
 		return err
 	}
 	var r blockrepl.ResizeReport
-	return a.command(c, volumePath(v.Name, "resize"), blockrepl.ResizeRequest{SizeBytes: int64(v.Size)}, &r, func(w io.Writer) {
+	return a.command(c, volumePath(v.Name, "resize"), blockrepl.ResizeRequest{SizeBytes: int64(v.Size), Force: c.Bool("force")}, &r, func(w io.Writer) {
 		fmt.Fprintf(w, "%s has %s now; attached clients see it when they attach again\n", v.Name, v.Size)
 	})
 }
