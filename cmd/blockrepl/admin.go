@@ -156,6 +156,9 @@ func (a *admin) open(ctx context.Context, method, path string, in io.Reader) (io
 	return nil, answerFailure(resp)
 }
 
+// mayStill is said of a command whose answer was not awaited.
+const mayStill = "it may still be carried out: look at the status and the server's log"
+
 func (a *admin) unreachable(ctx context.Context, method string, err error) error {
 	if uerr, ok := errors.AsType[*url.Error](err); ok {
 		err = uerr.Err // without method and URL, which mean nothing to the operator
@@ -163,9 +166,12 @@ func (a *admin) unreachable(ctx context.Context, method string, err error) error
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		next := "look at the server's log, or give it more with --timeout"
 		if method == http.MethodPost {
-			next = "it may still be carried out: look at the status and the server's log, or give it more with --timeout"
+			next = mayStill + ", or give it more with --timeout"
 		}
 		return &failure{code: exitUnreachable, err: fmt.Errorf("no answer from %s in time", a.addr), next: next}
+	}
+	if ctx.Err() != nil && method == http.MethodPost {
+		return &failure{code: exitError, err: errors.New("interrupted"), next: mayStill}
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -202,9 +208,11 @@ func volumePath(name, command string) string {
 }
 
 // command is what promote, forget, resolve, resize, set and verify have in common:
-// ask, and print the answer as JSON or by show.
+// ask, and print the answer as JSON or by show. Ctrl-C ends the asking.
 func (a *admin) command(c *cli.Context, path string, in, out any, show func(io.Writer)) error {
-	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
+	ctx, stop := interruptible(c.Context)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, c.Duration("timeout"))
 	defer cancel()
 	if err := a.post(ctx, path, in, out); err != nil {
 		return err

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl"
@@ -63,7 +66,12 @@ func promote(c *cli.Context) error {
 		AcceptLoss:    c.Bool("accept-loss"),
 	}
 	var r blockrepl.PromoteReport
-	err = a.command(c, volumePath(volume, "promote"), request, &r, func(w io.Writer) { showPromote(w, &r, request.DryRun) })
+	err = a.command(c, volumePath(volume, "promote"), request, &r, func(w io.Writer) {
+		showPromote(w, &r, request.DryRun)
+		if r.Allowed && !request.DryRun {
+			a.showLeftOut(c, w, &r)
+		}
+	})
 	if err != nil || r.Allowed {
 		return err
 	}
@@ -106,6 +114,28 @@ func showPromote(w io.Writer, r *blockrepl.PromoteReport, dryRun bool) {
 		fmt.Fprintf(w, "%s would take over %s\n", r.Candidate, r.Volume)
 	default:
 		fmt.Fprintf(w, "%s is master of %s, epoch %s\n", r.Candidate, r.Volume, r.Epoch)
+	}
+}
+
+// showLeftOut says who is in sync now: the servers that did not answer are not, and
+// nobody else tells the operator at this moment.
+func (a *admin) showLeftOut(c *cli.Context, w io.Writer, r *blockrepl.PromoteReport) {
+	ctx, cancel := context.WithTimeout(c.Context, progressWait)
+	defer cancel()
+	var s blockrepl.Status
+	if a.get(ctx, "/v1/status", &s) != nil {
+		return // it is done all the same
+	}
+	i := slices.IndexFunc(s.Volumes, func(v blockrepl.VolumeStatus) bool { return v.Name == r.Volume })
+	if i < 0 {
+		return
+	}
+	now := s.Volumes[i].InSync
+	fmt.Fprintf(w, "in sync: %s\n", strings.Join(now, " "))
+	for _, was := range r.Servers {
+		if was.InSync && !was.Answers && !slices.Contains(now, was.Server) {
+			fmt.Fprintf(w, "warning: %s must not be promoted from now on until in sync again\n", was.Server)
+		}
 	}
 }
 

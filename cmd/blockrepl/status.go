@@ -241,6 +241,8 @@ func lagText(v *blockrepl.VolumeStatus, p *blockrepl.PeerStatus) string {
 		return ""
 	case p.LagRecords == 0:
 		return "has everything"
+	case p.Durable == 0: // a new master was not told yet what it has
+		return "behind at most " + count(p.LagRecords, "record")
 	}
 	text := fmt.Sprintf("behind %s, %s", count(p.LagRecords, "record"), humanBytes(p.LagBytes))
 	if p.LagSeconds > 0 { // else it was never heard

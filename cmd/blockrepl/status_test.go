@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/blockrepl/blockrepl/blockrepl"
@@ -28,7 +30,7 @@ func degradedStatus() *blockrepl.Status {
 		Resync:      &blockrepl.ResyncStatus{Source: "a", DoneBytes: 1 << 20, TotalBytes: 1 << 30, SentBytes: 4096, LeftSeconds: 90},
 		Quarantines: []blockrepl.QuarantineStatus{{ID: "q1", First: 5, Last: 9, Epoch: "2.b"}},
 		Peers: []blockrepl.PeerStatus{{Server: "b", State: "down", Reason: "connection refused", SinceMilli: 125000,
-			LagRecords: 320, LagBytes: 1363149, LagSeconds: 12.4}},
+			Durable: 4, LagRecords: 320, LagBytes: 1363149, LagSeconds: 12.4}},
 	})
 	return s
 }
@@ -162,6 +164,46 @@ func TestPromoteReportNamesWhatCouldBeLost(t *testing.T) {
 	}
 	if want := "blockrepl: promote vol0 on b: a does not answer; if that is so: blockrepl promote vol0 --old-master-dead --admin " + addr + "\n"; errs != want {
 		t.Errorf("stderr %q, want %q", errs, want)
+	}
+}
+
+// Bug: a promotion leaves out who does not answer, and did not say it.
+func TestPromoteSaysWhoIsLeftOut(t *testing.T) {
+	report := blockrepl.PromoteReport{Volume: "vol0", Candidate: "b", Allowed: true, Epoch: "4.b", Servers: []blockrepl.PromoteServer{
+		{Server: "a", InSync: true}, {Server: "b", Answers: true, InSync: true}, {Server: "c", Answers: true}}}
+	status := healthyStatus()
+	status.Volumes[0].InSync = []string{"b"}
+	addr := adminServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			answering(report)(w, r)
+			return
+		}
+		answering(status)(w, r)
+	})
+	code, out, errs := runHere(t, "promote", "vol0", "--admin", addr)
+	want := "b is master of vol0, epoch 4.b\nin sync: b\nwarning: a must not be promoted from now on until in sync again\n"
+	if code != exitOK || !strings.HasSuffix(out, want) {
+		t.Errorf("exit %d, %s\nstdout ends not with %q:\n%s", code, errs, want, out)
+	}
+}
+
+// Bug: Ctrl-C ended a command without a word, and the server carried it out later.
+func TestAnInterruptedCommandSaysThatItMayGoOn(t *testing.T) {
+	addr := adminServer(t, func(_ http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body) // else the server does not look whether the asker has gone
+		syscall.Kill(os.Getpid(), syscall.SIGINT)
+		<-r.Context().Done()
+	})
+	code, _, errs := runHere(t, "resize", "vol0", "2GiB", "--admin", addr)
+	if want := "blockrepl: interrupted; " + mayStill + "\n"; code != exitError || errs != want {
+		t.Errorf("exit %d, stderr %q, want %q", code, errs, want)
+	}
+}
+
+func TestLagOfAPeerThatANewMasterNeverHeardIsABound(t *testing.T) {
+	v := &blockrepl.VolumeStatus{Role: "master"}
+	if got := lagText(v, &blockrepl.PeerStatus{Server: "a", State: "down", LagRecords: 261, LagBytes: 504, LagSeconds: 3}); got != "behind at most 261 records" {
+		t.Errorf("got %q", got)
 	}
 }
 
