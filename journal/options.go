@@ -16,7 +16,7 @@ type Options struct {
 
 	// ReserveBytes of free space are kept from ordinary writes, so that what a
 	// full server must still do finds room: state changes, records of peers, the
-	// flushes of pebble. 0: 512 MiB. Negative: no reserve (tests).
+	// flushes of pebble. 0: 384 MiB. Negative: no reserve (tests).
 	ReserveBytes int64
 
 	// FreeBytes gives the free space of the directory's file system, in bytes.

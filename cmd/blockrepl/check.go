@@ -15,10 +15,11 @@ func checkCommand() *cli.Command {
 		UsageText: "blockrepl check --config FILE\n   blockrepl check FILE FILE FILE",
 		Description: `Says what "serve" would refuse: unknown keys with line and nearest key, ids, sizes,
 addresses, TLS files, an image or a data directory in use by another process.
-Nothing is created or changed.
+Also, without refusing it, where file systems are too small for the images, and
+which certificates end soon. Nothing is created or changed.
 
-With several files, one of each server, also what must be equal among them:
-cluster, servers, and the volumes' sizes and members.
+With several files, one of each server, only their text is looked at, and what must be
+equal among them: cluster, servers, and the volumes' sizes and members.
 
 With --reload, what "systemctl reload" would refuse; see "blockrepl serve --help".
 
@@ -58,7 +59,8 @@ func check(c *cli.Context) error {
 	if problems := compareConfigs(configs); len(problems) > 0 {
 		return &failure{code: exitUsage, err: errors.Join(problems...)}
 	}
-	if len(configs) == 1 && !c.Bool("offline") {
+	here := len(configs) == 1 && !c.Bool("offline")
+	if here {
 		look := configs[0].checkHost
 		if c.Bool("reload") {
 			look = func() []error { return configs[0].checkReload(func(string) bool { return true }) }
@@ -72,6 +74,11 @@ func check(c *cli.Context) error {
 			count(uint64(len(cfg.Servers)), "server"), count(uint64(len(cfg.Volumes)), "volume"), elsewhere(cfg))
 		for _, text := range cfg.expiring(time.Now()) {
 			fmt.Fprintf(c.App.Writer, "%s: soon: %s\n", cfg.source(), text)
+		}
+	}
+	if here {
+		for _, text := range configs[0].cramped() {
+			fmt.Fprintf(c.App.Writer, "%s: note: %s\n", configs[0].source(), text)
 		}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -138,7 +139,7 @@ func (d *daemonProcess) run(ctx context.Context, signals <-chan os.Signal) error
 	d.warnOpen(doors.nbd)
 	left := outstanding(ctx, d.cfg, d.cfg, d.server)
 	left.warn(d.log)
-	for _, text := range d.cfg.expiring(time.Now()) {
+	for _, text := range slices.Concat(d.cfg.expiring(time.Now()), d.cfg.cramped()) {
 		d.log.Warn(text)
 	}
 	d.notify(daemon.SdNotifyReady)
