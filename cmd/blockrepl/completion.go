@@ -63,7 +63,8 @@ _blockrepl() {
 	opts=("${(@f)$(${words[1]} "${args[@]}" --generate-bash-completion 2>/dev/null)}")
 	if [[ -n ${opts[1]} ]]; then compadd -- "${opts[@]%%:*}"; else _files; fi
 }
-compdef _blockrepl blockrepl
+# From a directory of fpath this file is the function's body at its first call.
+if [[ ${funcstack[1]} == _blockrepl ]]; then _blockrepl "$@"; else compdef _blockrepl blockrepl; fi
 `
 
 // fishCompletion lists commands and options: fish wants them declared.
