@@ -210,6 +210,8 @@ func TestForeignClusterIsRefused(t *testing.T) {
 		defer p.mu.Unlock()
 		return strings.Contains(p.trouble, "does not agree")
 	})
+	// Bug: the status said no more than that there is no link yet.
+	c.await(0, "why there is no link", func(s VolumeStatus) bool { return strings.Contains(s.Peers[0].Link, "cluster") })
 }
 
 func TestSilentLinkIsClosed(t *testing.T) {

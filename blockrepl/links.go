@@ -43,6 +43,7 @@ type peerLink struct {
 
 	mu      sync.Mutex
 	trouble string // why there is no link, as it was logged; "" when there is one
+	why     error  // the last error of that kind
 	// inc is the data directory that answered last, swapAt when a change of it was
 	// told: two servers that take turns are not told each time.
 	inc    record.Incarnation
@@ -379,7 +380,7 @@ func (p *peerLink) install(ls *links, raw, conn net.Conn, inc record.Incarnation
 	l.out.init(l.close)
 	p.cur.Store(l)
 	p.mu.Lock()
-	p.trouble = ""
+	p.trouble, p.why = "", nil
 	was := p.inc
 	p.inc = inc
 	tell := was != record.Incarnation{} && was != inc && (p.swapAt == 0 || now.Sub(p.swapAt) >= swapQuiet)
@@ -413,13 +414,28 @@ func (p *peerLink) troubled(ls *links, err error) {
 	}
 	p.mu.Lock()
 	news := p.trouble != kind
-	p.trouble = kind
+	p.trouble, p.why = kind, err
 	p.mu.Unlock()
 	if news {
 		ls.s.opt.Logger.Warn(kind, "peer", p.id.String(), "err", err)
 	} else {
 		ls.s.opt.Logger.Debug(kind, "peer", p.id.String(), "err", err)
 	}
+}
+
+// why is what came of the last attempt to link to a server, "" while there is a link
+// or where the other one makes it.
+func (ls *links) why(id record.ServerID) string {
+	p := ls.peers[id]
+	if p == nil || p.cur.Load() != nil {
+		return ""
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.why == nil {
+		return ""
+	}
+	return p.why.Error()
 }
 
 // sleep waits; false when ctx ended.

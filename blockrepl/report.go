@@ -44,6 +44,9 @@ func (v *Volume) Status(ctx context.Context) VolumeStatus {
 		return st
 	}
 	fillView(&st, &view)
+	for i := range view.Peers {
+		st.Peers[i].Link = v.s.links.why(view.Peers[i].Server)
+	}
 	if v.full.Load() {
 		st.State, st.Reason = StateSuspended, "the journal's disk is full; what was numbered waits in memory"
 		st.Next = "make room on the file system of " + v.s.opt.DataDir

@@ -77,6 +77,7 @@ type PeerStatus struct {
 	Server     string  `json:"server"`
 	State      string  `json:"state"` // down, probe, catch-up, live, resync
 	Reason     string  `json:"reason"`
+	Link       string  `json:"link"`     // why there is no link, as this server found; "" when there is one
 	SinceMilli int64   `json:"since_ms"` // how long it has been in this state
 	InSync     bool    `json:"in_sync"`
 	Durable    uint64  `json:"durable"`

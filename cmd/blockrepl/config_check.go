@@ -296,6 +296,9 @@ func compareConfigs(configs []*Config) []error {
 		if c.PeerTimeout != first.PeerTimeout {
 			p.addf("%s: peer_timeout %s, but %s in %s: leases rest on it", c.path, c.PeerTimeout, first.PeerTimeout, first.path)
 		}
+		if (c.PeerTLS.Cert == "") != (first.PeerTLS.Cert == "") {
+			p.addf("%s and %s: only one has peer_tls, so no link comes about", first.path, c.path)
+		}
 		for _, s := range c.Servers {
 			if o := first.server(s.ID); o == nil {
 				p.addf("%s: server %q is unknown to %s", c.path, s.ID, first.path)

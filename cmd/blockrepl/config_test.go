@@ -165,6 +165,7 @@ func TestServersOfOneClusterMustAgree(t *testing.T) {
 		"another size":    {`"1GiB"`, `"2GiB"`, "size 2GiB, but 1GiB in a.toml"},
 		"other members":   {`servers = ["a", "b"]`, `servers = ["b", "a"]`, "servers [b a], but [a b]"},
 		"no such volume":  {`"vol0"`, `"vol1"`, `volume "vol1" is unknown to a.toml`},
+		"one with TLS":    {`[[volume]]`, "[peer_tls]\ncert = \"c\"\nkey = \"k\"\nca = \"a\"\n[[volume]]", "a.toml and b.toml: only one has peer_tls"},
 		"another timeout": {"cluster", "peer_timeout = \"5s\"\ncluster", "peer_timeout 5s, but 2s in a.toml"},
 	} {
 		p := compareConfigs([]*Config{a, load("b.toml", strings.Replace(other, tt.from, tt.to, 1))})

@@ -168,6 +168,9 @@ func renderStatus(w io.Writer, s *blockrepl.Status, colour bool) {
 			p := &v.Peers[j]
 			t.row("  "+p.Server, p.State, peerSync(p), since(p.SinceMilli), lagText(v, p), p.Reason)
 			paint(t, 1, peerColour(p.State))
+			if p.Link != "" {
+				t.line("    " + p.Link)
+			}
 		}
 		t.note(v, colour)
 	}

@@ -29,7 +29,7 @@ func degradedStatus() *blockrepl.Status {
 		InSync: []string{"a"}, Reason: "server b does not answer", Next: "start server b",
 		Resync:      &blockrepl.ResyncStatus{Source: "a", DoneBytes: 1 << 20, TotalBytes: 1 << 30, SentBytes: 4096, LeftSeconds: 90},
 		Quarantines: []blockrepl.QuarantineStatus{{ID: "q1", First: 5, Last: 9, Epoch: "2.b"}},
-		Peers: []blockrepl.PeerStatus{{Server: "b", State: "down", Reason: "connection refused", SinceMilli: 125000,
+		Peers: []blockrepl.PeerStatus{{Server: "b", State: "down", Reason: "no answer for 2s", Link: "dial server b at 10.0.0.2:10810: connection refused", SinceMilli: 125000,
 			Durable: 4, LagRecords: 320, LagBytes: 1363149, LagSeconds: 12.4}},
 	})
 	return s
@@ -40,7 +40,8 @@ func TestStatusLinesAreAlignedAndSayTheWayOut(t *testing.T) {
 vol0      healthy   master  1 GiB    epoch 3.a last 1240 committed 1234 applied 1234  in sync a b, held by db1
   b       live      in sync 12s      has everything
 database  degraded  master  1.5 GiB  epoch 12.a last 99 committed 99 applied 98       in sync a
-  b       down      -       2m5s     behind 320 records, 1.3 MiB, 12.4s               connection refused
+  b       down      -       2m5s     behind 320 records, 1.3 MiB, 12.4s               no answer for 2s
+    dial server b at 10.0.0.2:10810: connection refused
   ! server b does not answer
   resync from a: 1 MiB of 1 GiB compared, 4 KiB differed and travelled, 1m30s left
   quarantine q1: records 5 to 9 of epoch 2.b are set aside
