@@ -29,6 +29,9 @@ Keys are ECDSA P-256, files 0600. A server's certificate serves NBD clients and
 peers; it names cluster and id, and no client's certificate passes as a server's.
 A client's name is its identity: permissions and the holder of a volume go by it.
 
+nbdinfo and nbdcopy take a client's directory in the URI. nbdfuse and fio do not: they
+look into /etc/pki/libnbd as root, else into ~/.pki/libnbd.
+
 Nothing is overwritten. A CA that is there already is used, so more clients can be
 added later. To renew, move the old directory away.
 

@@ -19,7 +19,7 @@ func journalCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "journal",
 		Usage:     "look into a server's journal",
-		UsageText: "blockrepl journal list|show|verify|dump [--admin ADDR] [VOLUME] …\n   blockrepl journal list|show|verify|dump DATA [VOLUME] …",
+		UsageText: "blockrepl journal list|show|verify|dump|drop [--admin ADDR] [VOLUME] …\n   blockrepl journal list|show|verify|dump DATA [VOLUME] …",
 		Description: `Asks a running server, as all commands do; its journal cannot be opened by a second
 process. Of a stopped server name the data directory first, DATA; nothing in it is
 changed.
