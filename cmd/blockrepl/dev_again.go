@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -23,8 +24,12 @@ func startedAgain(configs []*Config) []*os.Process {
 			continue // it has ended
 		}
 		args := bytes.Split(text, []byte{0})
-		if len(args) < 2 || string(args[1]) != "serve" || !servesOneOf(args, configs) {
+		if len(args) < 2 || string(args[1]) != "serve" {
 			continue
+		}
+		dir, err := os.Readlink(filepath.Join(filepath.Dir(path), "cwd"))
+		if err != nil || !servesOneOf(dir, args, configs) {
+			continue // or it is somebody else's
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 		if err != nil {
@@ -37,9 +42,13 @@ func startedAgain(configs []*Config) []*os.Process {
 	return found
 }
 
-func servesOneOf(args [][]byte, configs []*Config) bool {
+// servesOneOf looks for a configuration's path among args, as typed in dir.
+func servesOneOf(dir string, args [][]byte, configs []*Config) bool {
 	return slices.ContainsFunc(configs, func(cfg *Config) bool {
-		return slices.ContainsFunc(args, func(arg []byte) bool { return string(arg) == cfg.path })
+		return slices.ContainsFunc(args, func(arg []byte) bool {
+			path := strings.TrimPrefix(strings.TrimPrefix(string(arg), "--config="), "-c=")
+			return path == cfg.path || filepath.Join(dir, path) == cfg.path
+		})
 	})
 }
 

@@ -312,7 +312,15 @@ func TestDevRunsThreeServersAndStopsThem(t *testing.T) {
 	}
 	// Bug: one that was started again by hand outlived dev and its data.
 	notify, next := notifySocket(t)
-	again := startChild(t, []string{"NOTIFY_SOCKET=" + notify}, "blockrepl", "serve", "--config", filepath.Join(dir, "c.toml"))
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	typed, err := filepath.Rel(here, filepath.Join(dir, "c.toml")) // Bug: only an absolute path was found
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := startChild(t, []string{"NOTIFY_SOCKET=" + notify}, "blockrepl", "serve", "--config="+typed)
 	if got := next(); got != "READY=1" {
 		t.Fatalf("started again: message %q", got)
 	}

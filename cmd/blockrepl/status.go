@@ -116,6 +116,9 @@ func watchStatus(c *cli.Context, a *admin) error {
 		if wantsColour(c.App.Writer) && !c.Bool("json") {
 			fmt.Fprint(c.App.Writer, "\x1b[H\x1b[2J") // home, clear
 		}
+		if !c.Bool("json") {
+			fmt.Fprintln(c.App.Writer, time.Now().Format(time.DateTime))
+		}
 		if err != nil {
 			report(c.App.ErrWriter, err)
 		} else if err := printStatus(c, s, true); err != nil {
