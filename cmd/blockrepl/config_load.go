@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/BurntSushi/toml"
@@ -23,6 +25,9 @@ const maxConfigBytes = 1 << 20
 // loadConfig reads the file of --config (none: flags and environment alone),
 // lays flags over it, completes and checks it. The error lists all that is wrong.
 func loadConfig(c *cli.Context) (*Config, error) {
+	if err := misspelt(os.Environ(), c.Command.Flags); err != nil {
+		return nil, err
+	}
 	cfg := defaultConfig()
 	if path := c.String("config"); path != "" {
 		if err := cfg.readFile(path); err != nil {
@@ -41,6 +46,33 @@ func loadConfig(c *cli.Context) (*Config, error) {
 		return nil, f
 	}
 	return cfg, nil
+}
+
+// misspelt refuses a variable that is a slip away from one of the flags': passed over,
+// BLOCKREPL_NBDTLS=require would serve without TLS. Others may be anybody's; Kubernetes
+// sets BLOCKREPL_PORT and the like for a service of that name.
+func misspelt(environ []string, flags []cli.Flag) error {
+	known := map[string]bool{}
+	for _, f := range flags {
+		if d, ok := f.(cli.DocGenerationFlag); ok {
+			for _, name := range d.GetEnvVars() {
+				known[strings.TrimPrefix(name, envPrefix)] = true
+			}
+		}
+	}
+	for _, e := range environ {
+		name, ours := strings.CutPrefix(e, envPrefix)
+		name, value, _ := strings.Cut(name, "=")
+		if !ours || value == "" || known[name] {
+			continue
+		}
+		for _, near := range slices.Sorted(maps.Keys(known)) {
+			if editDistance(name, near) <= min(2, len(near)/3) {
+				return usagef("unknown variable %s%s in the environment (did you mean %s%s?)", envPrefix, name, envPrefix, near)
+			}
+		}
+	}
+	return nil
 }
 
 // locate joins problems, a line each, with the file's name before each.
