@@ -176,6 +176,10 @@ func TestFullDiskRefusesClientsAndRecovers(t *testing.T) {
 		}
 		return err != nil
 	})
+	// Bug: the full slave itself was healthy.
+	c.await(1, "full", func(s VolumeStatus) bool {
+		return s.State == StateSuspended && strings.Contains(s.Next, c.options(1).DataDir)
+	})
 	free.Store(1 << 40)
 	c.await(0, "space again", func(VolumeStatus) bool { return cl.change(OpWrite, 8192, one, 0) == nil })
 	cl.wantRead(0, one)

@@ -3,6 +3,7 @@ package blockrepl
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,6 +51,11 @@ func (v *Volume) Status(ctx context.Context) VolumeStatus {
 	if v.full.Load() {
 		st.State, st.Reason = StateSuspended, "the journal's disk is full; what was numbered waits in memory"
 		st.Next = "make room on the file system of " + v.s.opt.DataDir
+	}
+	if serves := st.State == StateHealthy || st.State == StateDegraded; serves && view.Role == wire.RoleSlave &&
+		slices.Contains(st.InSync, v.s.opt.ID.String()) && v.s.space.free(v) < spaceLow {
+		st.State, st.Reason = StateSuspended, "no space here for more records; clients that write get ENOSPC"
+		st.Next = fmt.Sprintf("make room on the file systems of %s and %s", v.s.opt.DataDir, v.opt.Image)
 	}
 	if log := v.log.Load(); log != nil {
 		st.JournalBytes = log.Bytes()
