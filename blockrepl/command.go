@@ -136,6 +136,14 @@ type VerifyReport struct {
 	ComparedBytes  int64  `json:"compared_bytes"`
 	DifferentBytes int64  `json:"different_bytes"`
 	Repaired       bool   `json:"repaired"` // what differed was copied from the master
+	// Different is where, in blocks of 64 KiB, ascending; the first 64 extents.
+	Different []DifferentExtent `json:"different"`
+}
+
+// DifferentExtent is a range of bytes of the volume.
+type DifferentExtent struct {
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
 }
 
 // JournalRecord is one line of GET /v1/volumes/{name}/journal?from=&to=&limit=

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -291,10 +292,12 @@ func TestVerifyFindsAndRepairsRotWhileWritesGoOn(t *testing.T) {
 	}
 	rot(t, c, 1, 5<<20+77)
 	rot(t, c, 1, 9<<20)
-	if rep := c.verify(1, false); rep.DifferentBytes != 2*resyncBlock || rep.Repaired {
-		t.Errorf("two rotten blocks: %+v", rep)
+	rot(t, c, 1, 9<<20+resyncBlock)
+	where := []DifferentExtent{{5 << 20, resyncBlock}, {9 << 20, 2 * resyncBlock}}
+	if rep := c.verify(1, false); rep.DifferentBytes != 3*resyncBlock || rep.Repaired || !slices.Equal(rep.Different, where) {
+		t.Errorf("three rotten blocks: %+v", rep)
 	}
-	if rep := c.verify(1, true); rep.DifferentBytes != 2*resyncBlock || !rep.Repaired {
+	if rep := c.verify(1, true); rep.DifferentBytes != 3*resyncBlock || !rep.Repaired || !slices.Equal(rep.Different, where) {
 		t.Errorf("repair: %+v", rep)
 	}
 	if rep := c.verify(1, true); rep.DifferentBytes != 0 {

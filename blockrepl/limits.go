@@ -121,6 +121,9 @@ const (
 	samplesRecent = 14
 	sampleBytes   = 4096
 
+	// verifyExtents bounds the extents that verify names; the bytes are counted all.
+	verifyExtents = 64
+
 	// verifyTries is how often verify asks again for one block that was written
 	// meanwhile, before it gives up.
 	verifyTries = 100

@@ -65,7 +65,7 @@ func (v *Volume) verify(ctx context.Context, repair bool) (VerifyReport, error) 
 		return VerifyReport{}, fmt.Errorf("%w: no link to the master %s", replica.ErrRefused, master)
 	}
 	r := &verification{v: v, link: l, epoch: view.Epoch, repair: repair,
-		report: VerifyReport{Volume: v.name, Source: master.String()}}
+		report: VerifyReport{Volume: v.name, Source: master.String(), Different: []DifferentExtent{}}}
 	size := v.img.Size()
 	w := v.begin("verify", size)
 	defer v.end(w)
@@ -84,7 +84,7 @@ func (v *Volume) verify(ctx context.Context, repair bool) (VerifyReport, error) 
 		r.report.Repaired = true
 	}
 	if r.report.DifferentBytes > 0 {
-		v.logr.Warn("image differs from the master's", "master", master.String(), "bytes", r.report.DifferentBytes, "repaired", r.report.Repaired)
+		v.logr.Warn("image differs from the master's", "master", master.String(), "bytes", r.report.DifferentBytes, "first", r.report.Different[0].Offset, "repaired", r.report.Repaired)
 	}
 	return r.report, nil
 }
@@ -148,12 +148,24 @@ func (r *verification) decide(asked record.Seq, m *wire.ExtentData, off, n int64
 	if string(ours) == string(theirs) {
 		return true, nil
 	}
-	r.report.DifferentBytes += n
+	r.differs(off, n)
 	if !r.repair {
 		return true, nil
 	}
 	defer r.v.check.dirtied(n)
 	return true, r.v.img.Apply([]image.Change{{Kind: record.KindWrite, Off: off, Len: n, Data: theirs}})
+}
+
+// differs notes a block; blocks come in ascending order.
+func (r *verification) differs(off, n int64) {
+	r.report.DifferentBytes += n
+	d := r.report.Different
+	switch last := len(d) - 1; {
+	case last >= 0 && d[last].Offset+d[last].Length == off:
+		d[last].Length += n
+	case len(d) < verifyExtents:
+		r.report.Different = append(d, DifferentExtent{Offset: off, Length: n})
+	}
 }
 
 // touched reports whether one of the records first..last changes x. Records that

@@ -17,7 +17,8 @@ func verifyCommand() *cli.Command {
 		UsageText: "blockrepl verify VOLUME [--admin ADDR] [--repair]",
 		Description: `Asks a slave to compare its image with the master's, by hashes, at one number of
 the history, while both go on serving. It reads the whole image on both servers;
-only hashes travel. On a terminal it shows how far it is; "blockrepl status" does, too.
+only hashes travel. It names what differs, in blocks of 64 KiB, at most 64 ranges. On
+a terminal it shows how far it is; "blockrepl status" does, too.
 
 --repair copies what differs from the master: that is right when this server's image
 is the damaged one. With three servers ask both slaves without it first. If both
@@ -56,6 +57,9 @@ func verify(c *cli.Context) error {
 			outcome = "differed and were copied"
 		}
 		fmt.Fprintf(w, "%s: %s compared with server %s, %s %s\n", volume, humanBytes(r.ComparedBytes), r.Source, humanBytes(r.DifferentBytes), outcome)
+		for _, x := range r.Different {
+			fmt.Fprintf(w, "  %d bytes at %d\n", x.Length, x.Offset)
+		}
 	})
 	if err != nil || r.DifferentBytes == 0 || r.Repaired {
 		return err
