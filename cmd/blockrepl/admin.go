@@ -188,7 +188,8 @@ func answerFailure(resp *http.Response) error {
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	var answer blockrepl.CommandError
 	if err := json.Unmarshal(text, &answer); err != nil || answer.Error == "" {
-		return fmt.Errorf("the server answered %s: %q", resp.Status, bytes.TrimSpace(text))
+		return &failure{code: exitError, err: fmt.Errorf("the answer is %s: %q", resp.Status, bytes.TrimSpace(text)),
+			next: "is that a server's address for commands? at its `metrics` there are none"}
 	}
 	f := &failure{code: exitError, err: errors.New(answer.Error), next: answer.Next}
 	switch answer.Code {

@@ -83,7 +83,7 @@ attach  with the kernel's driver:   modprobe nbd; %s attach /dev/nbd0 vol0 %s %s
         look only:                  nbdinfo nbd://%s/vol0
 status                              %s status --admin %s
 kill the master                     kill -9 %d
-take over                           %s promote vol0 --admin %s --old-master-dead
+take over                           %s promote vol0 --admin %s
 start it again                      %s serve --config %s
 
 Ctrl-C stops all servers. Data, configurations and logs: %s

@@ -149,6 +149,15 @@ func TestRefusalsBecomeExitCodes(t *testing.T) {
 	}
 }
 
+// Bug: at the metrics address a command ended with a bare 404 page.
+func TestWhatIsNoAdminAddressIsNamed(t *testing.T) {
+	addr := adminServer(t, newMetricsServer(http.NotFoundHandler()).Handler.ServeHTTP)
+	code, _, errs := runHere(t, "promote", "vol0", "--admin", addr)
+	if code != exitError || !strings.Contains(errs, "404") || !strings.Contains(errs, "`metrics`") {
+		t.Errorf("exit %d, %q", code, errs)
+	}
+}
+
 func TestPromoteReportNamesWhatCouldBeLost(t *testing.T) {
 	report := blockrepl.PromoteReport{Volume: "vol0", Candidate: "b", Needs: "--old-master-dead", Reason: "a does not answer",
 		MissingFirst: 7, MissingLast: 9, MissingSeconds: 1.5,
