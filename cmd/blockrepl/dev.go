@@ -157,6 +157,9 @@ func devConfigs(dir string, size Size, onDegraded string) ([]*Config, error) {
 		if problems := cfg.Check(); len(problems) > 0 {
 			return nil, &failure{code: exitUsage, err: cfg.locate(problems)}
 		}
+		if err := checkDataFree(cfg.Data); err != nil { // its servers would be taken for ours, and stopped
+			return nil, fmt.Errorf("dev: %s is in use: its servers run, by another `blockrepl dev` or by hand", dir)
+		}
 		if err := os.WriteFile(cfg.path, []byte(devTOML(cfg)), 0o644); err != nil {
 			return nil, fmt.Errorf("dev: %w", err)
 		}

@@ -295,6 +295,10 @@ func TestDevRunsThreeServersAndStopsThem(t *testing.T) {
 	if len(admins) != 3 {
 		t.Fatalf("found servers at %v, want three; stderr: %s", admins, errs.String())
 	}
+	// Bug: a second one in the same directory stopped the first one's servers.
+	if said, err := exec.CommandContext(ctx, "blockrepl", "dev", "--dir", dir).CombinedOutput(); err == nil || !strings.Contains(string(said), dir+" is in use") {
+		t.Errorf("a second dev: %v, %s", err, said)
+	}
 	for _, addr := range admins {
 		if code, out, errs := runHere(t, "status", "vol0", "--admin", addr); code != 0 || !strings.Contains(out, "healthy") {
 			t.Errorf("status of %s: exit %d: %s%s", addr, code, out, errs)
