@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"os"
 	"strings"
+	"time"
 
+	"github.com/blockrepl/blockrepl/blockrepl"
 	"github.com/urfave/cli/v2"
 )
 
@@ -12,7 +16,8 @@ func completionCommand() *cli.Command {
 		Name:      "completion",
 		Usage:     "print shell completion for bash, zsh or fish",
 		UsageText: "blockrepl completion bash|zsh|fish",
-		Description: `Prints a script for the shell; it completes commands and options.
+		Description: `Prints a script for the shell; it completes commands and options,
+in bash and zsh also the volumes of the server that would be asked.
 
 EXAMPLES:
    blockrepl completion bash > /etc/bash_completion.d/blockrepl
@@ -42,6 +47,35 @@ func completion(c *cli.Context) error {
 	}
 	_, err := fmt.Fprint(c.App.Writer, script)
 	return err
+}
+
+// completionWait bounds what a TAB waits for a server.
+const completionWait = 500 * time.Millisecond
+
+// ofVolume lets the shell complete a command's first argument, a volume's name, as the
+// server says it.
+func ofVolume(command *cli.Command) *cli.Command {
+	options := cli.DefaultCompleteWithFlags(command)
+	command.BashComplete = func(c *cli.Context) {
+		options(c)
+		if c.NArg() > 0 || len(os.Args) < 2 || strings.HasPrefix(os.Args[len(os.Args)-2], "-") {
+			return
+		}
+		a, err := newAdmin(c)
+		if err != nil {
+			return // the command itself will say it
+		}
+		ctx, cancel := context.WithTimeout(c.Context, completionWait)
+		defer cancel()
+		var s blockrepl.Status
+		if a.get(ctx, "/v1/status", &s) != nil {
+			return
+		}
+		for _, v := range s.Volumes {
+			fmt.Fprintln(c.App.Writer, v.Name)
+		}
+	}
+	return command
 }
 
 // The scripts ask the program itself, so they never fall behind it. The words

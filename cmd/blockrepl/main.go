@@ -56,7 +56,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler:         func(*cli.Context, error) {}, // report prints and main exits
 		Commands: []*cli.Command{
 			serveCommand(), checkCommand(), devCommand(), certCommand(),
-			statusCommand(), promoteCommand(), forgetCommand(), resolveCommand(), resizeCommand(), setCommand(), initCommand(), verifyCommand(),
+			ofVolume(statusCommand()), ofVolume(promoteCommand()), ofVolume(forgetCommand()), ofVolume(resolveCommand()),
+			ofVolume(resizeCommand()), ofVolume(setCommand()), ofVolume(initCommand()), ofVolume(verifyCommand()),
 			journalCommand(), attachCommand(),
 			versionCommand(), completionCommand(),
 		},

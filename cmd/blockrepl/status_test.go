@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -214,6 +215,18 @@ func TestLagOfAPeerThatANewMasterNeverHeardIsABound(t *testing.T) {
 	v := &blockrepl.VolumeStatus{Role: "master"}
 	if got := lagText(v, &blockrepl.PeerStatus{Server: "a", State: "down", LagRecords: 261, LagBytes: 504, LagSeconds: 3}); got != "behind at most 261 records" {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestCompletionNamesTheVolumesOfTheServer(t *testing.T) {
+	addr := adminServer(t, answering(degradedStatus()))
+	for typed, want := range map[string]string{"promote": "vol0\ndatabase\n", "forget vol0": "", "version": "", "promote --dr": "--dry-run\n"} {
+		args := append(strings.Fields(typed), "--generate-bash-completion")
+		cmd := exec.CommandContext(t.Context(), "blockrepl", args...)
+		cmd.Env = append(os.Environ(), "BLOCKREPL_ADMIN="+addr)
+		if out, err := cmd.Output(); err != nil || string(out) != want {
+			t.Errorf("%s: %q, %v, want %q", typed, out, err, want)
+		}
 	}
 }
 
