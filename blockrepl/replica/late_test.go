@@ -163,7 +163,7 @@ func TestStatusPointsToForgetWhereTrimmedRecordsAreMissed(t *testing.T) {
 	a.hard.State.Number = b.hard.State.Number + 1
 	c.start("a", "b")
 	c.pass(3 * time.Second)
-	if v := a.r.View(c.now); v.State != Suspended || v.Next != "bring b back, or go on without it: blockrepl forget vol0 b" {
+	if v := a.r.View(c.now); v.State != Suspended || v.Next != "bring b back; or, to go on without it, if it will not be promoted: blockrepl forget vol0 b --force" {
 		t.Fatalf("%s: %s; next: %s", v.State, v.Reason, v.Next)
 	}
 	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id, Force: true} }); res == nil || res.Err != nil {

@@ -253,22 +253,8 @@ func (r *Replica) forget(ev Forget) {
 		r.refuse(ev.ID, "%v is just being admitted; try again", ev.Server)
 	default:
 		st := without(r.shrinking(), ev.Server)
-		reach := 1
-		for _, p := range r.peers {
-			if p.joined && p.state != Down {
-				reach++
-			}
-		}
-		if p := r.peer(ev.Server); p != nil && p.joined && p.state != Down {
-			reach--
-		}
-		force := ev.Force
-		if p := r.peer(ev.Server); p != nil && p.greeting != nil && !p.joined && r.lostPast(p, p.greeting) != "" {
-			// One whose past is not believed cannot be promoted anyway. What one that has
-			// joined said before that tells nothing: a resync may have mended it.
-			force = true
-		}
-		if reach < majority(len(st.Members)) && !force {
+		reach, force := r.forgetting(ev.Server)
+		if force && !ev.Force {
 			r.refuse(ev.ID, "only %d of %d members can note it, so %v could not know that it is out; add --force if it will not be promoted", reach, len(st.Members), ev.Server)
 			return
 		}
@@ -281,6 +267,23 @@ func (r *Replica) forget(ev Forget) {
 			r.m.change.note = warnPromoted(slices.DeleteFunc(slices.Clone(st.Members), func(id record.ServerID) bool { return inSync(&st, id) })...)
 		}
 	}
+}
+
+// forgetting is how many members can note that id is out of the in-sync set, and
+// whether the operator has to force that.
+func (r *Replica) forgetting(id record.ServerID) (reach int, force bool) {
+	reach = 1
+	for _, p := range r.peers {
+		if p.id != id && p.joined && p.state != Down {
+			reach++
+		}
+	}
+	if p := r.peer(id); p != nil && p.greeting != nil && !p.joined && r.lostPast(p, p.greeting) != "" {
+		// One whose past is not believed cannot be promoted anyway. What one that has
+		// joined said before that tells nothing: a resync may have mended it.
+		return reach, false
+	}
+	return reach, reach < majority(len(r.hard.State.Members))
 }
 
 func warnPromoted(list ...record.ServerID) string {

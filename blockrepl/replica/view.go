@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"time"
@@ -212,12 +213,21 @@ func (r *Replica) stuck(name string) string {
 	return ""
 }
 
+// backOrForget says what to do about a server that is waited for, with the flag that
+// forget would ask for.
+func (r *Replica) backOrForget(name string, id record.ServerID) string {
+	if _, force := r.forgetting(id); force {
+		return fmt.Sprintf("bring %v back; or, to go on without it, if it will not be promoted: blockrepl forget %s %v --force", id, name, id)
+	}
+	return fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", id, name, id)
+}
+
 func (r *Replica) masterCondition(name string) (Condition, string, string) {
 	if !r.m.serving {
 		next := ""
 		for _, p := range r.peers { // in the set, even when only a pending change waits for it
 			if r.waited(p.id) && p.state == Down && !r.goes(p.id) {
-				next = fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", p.id, name, p.id)
+				next = r.backOrForget(name, p.id)
 				break
 			}
 		}
@@ -228,7 +238,7 @@ func (r *Replica) masterCondition(name string) (Condition, string, string) {
 	}
 	for _, p := range r.peers {
 		if inSync(&r.hard.State, p.id) && (!p.joined || p.state == Down) && !r.goes(p.id) {
-			return Suspended, fmt.Sprintf("writes wait for %v: %s", p.id, p.reason), fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", p.id, name, p.id)
+			return Suspended, fmt.Sprintf("writes wait for %v: %s", p.id, cmp.Or(p.reason, p.state.String())), r.backOrForget(name, p.id)
 		}
 	}
 	if next := r.stuck(name); next != "" {
