@@ -129,8 +129,10 @@ const (
 	verifyTries = 100
 
 	// catchUpBusy is what kept records may be sent of a volume in a second while
-	// its clients write, in bytes.
+	// its clients write, in bytes, beside twice what they write; catchUpMore bounds
+	// what of that may be sent at once.
 	catchUpBusy = 64 << 20
+	catchUpMore = 8 << 20
 
 	// marksEvery is how often the marks file is written at most.
 	marksEvery = 200 * time.Millisecond

@@ -78,11 +78,11 @@ func TestRingHoldsTheNewestRecords(t *testing.T) {
 // A slave that clients waited for was slowed down like one that catches up, when their
 // requests were so large that the first ones had left the ring.
 func TestOnlyCommittedRecordsWaitForClientsWork(t *testing.T) {
-	v := &Volume{s: &Server{opt: Options{Clock: func() replica.Time { return 1 }}}, catchUp: rate.NewLimiter(1, frameBytes)}
+	v := &Volume{s: &Server{opt: Options{Clock: func() replica.Time { return 1 }}}, catchUp: catchUpLimit{steady: rate.NewLimiter(1, frameBytes)}}
 	v.ring.budget = newRingBudget(1<<20, 1)
 	v.busyAt.Store(1)
 	v.commit.Store(10)
-	v.catchUp.ReserveN(time.Now(), frameBytes)
+	v.catchUp.delay(time.Now())
 	if v.catchUpDelay(10) == 0 || v.catchUpDelay(11) != 0 {
 		t.Errorf("record 10, committed, waits %v; 11 waits %v", v.catchUpDelay(10), v.catchUpDelay(11))
 	}

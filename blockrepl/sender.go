@@ -11,6 +11,7 @@ import (
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
+	"golang.org/x/time/rate"
 )
 
 // Comes from: the volumes' loops, as control messages (Sends) and as cursors over
@@ -48,8 +49,9 @@ type cursor struct {
 	epoch record.Epoch
 	next  record.Seq // the first one not sent
 	end   record.Seq
-	ready bool // Invariant: true iff it is in outbox.ready
-	paid  bool // its next frame of kept records has waited for the limit
+	ready bool        // Invariant: true iff it is in outbox.ready
+	turn  *time.Timer // ends its wait for the limit of kept records; nil: it does not wait
+	paid  bool        // its next frame of kept records has waited for the limit
 }
 
 func (o *outbox) init(overflow func(string)) {
@@ -102,17 +104,23 @@ func (o *outbox) stream(v *Volume, st *replica.Stream) {
 			c = &cursor{v: v}
 			o.cursors[v] = c
 		}
-		c.next = st.From
+		c.next, c.turn, c.paid = st.From, nil, false
 	}
 	if c == nil || o.closed {
 		return
 	}
 	c.epoch, c.end = st.Epoch, st.End
-	if !c.ready && c.next <= c.end {
-		c.ready = true
-		o.ready = append(o.ready, c)
-		o.wake.Signal()
+	o.queueLocked(c)
+}
+
+// queueLocked gives a cursor its turn, if it has something to send and does not wait.
+func (o *outbox) queueLocked(c *cursor) {
+	if c.ready || c.turn != nil || c.next > c.end || o.closed {
+		return
 	}
+	c.ready = true
+	o.ready = append(o.ready, c)
+	o.wake.Signal()
 }
 
 // unstream forgets a volume's cursor: its numbers are about to mean other records.
@@ -125,22 +133,33 @@ func (o *outbox) unstream(v *Volume) {
 	}
 }
 
-// later lets a cursor wait for its turn at the limit of kept records.
-func (o *outbox) later(c *cursor, d time.Duration) {
+// later lets a cursor wait for its turn at the limit of kept records, whatever is
+// numbered meanwhile. One that was moved behind at does not wait.
+func (o *outbox) later(c *cursor, at cursor, d time.Duration) {
 	o.mu.Lock()
-	c.paid = true
-	o.mu.Unlock()
-	time.AfterFunc(d, func() { o.restream(c.v) })
+	defer o.mu.Unlock()
+	if c.next != at.next || c.epoch != at.epoch {
+		o.queueLocked(c)
+		return
+	}
+	var turn *time.Timer
+	turn = time.AfterFunc(d, func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if c.turn == turn {
+			c.turn, c.paid = nil, true
+			o.queueLocked(c)
+		}
+	})
+	c.turn = turn
 }
 
 // restream queues a volume's cursor again after missing records have come.
 func (o *outbox) restream(v *Volume) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if c := o.cursors[v]; c != nil && !c.ready && c.next <= c.end && !o.closed {
-		c.ready = true
-		o.ready = append(o.ready, c)
-		o.wake.Signal()
+	if c := o.cursors[v]; c != nil {
+		o.queueLocked(c)
 	}
 }
 
@@ -190,10 +209,7 @@ func (o *outbox) sent(c *cursor, at cursor, next record.Seq) {
 	if c.next == at.next && c.epoch == at.epoch {
 		c.next = next
 	}
-	if !c.ready && c.next <= c.end {
-		c.ready = true
-		o.ready = append(o.ready, c)
-	}
+	o.queueLocked(c)
 }
 
 // runWriter sends until the link is closed. What it holds of records is one frame.
@@ -240,12 +256,12 @@ func (l *link) runWriter() {
 
 // addFrame adds one Append of a cursor's volume.
 func (l *link) addFrame(w *wire.Writer, c *cursor, at cursor, recs []*record.Record) ([]*record.Record, error) {
-	if at.next > at.end {
+	if at.next > at.end || at.turn != nil {
 		return recs, nil
 	}
 	if !at.paid {
 		if d := at.v.catchUpDelay(at.next); d > 0 {
-			l.out.later(c, d)
+			l.out.later(c, at, d)
 			return recs, nil
 		}
 	}
@@ -278,7 +294,39 @@ func (v *Volume) catchUpDelay(next record.Seq) time.Duration {
 	if v.ring.has(next) || next > record.Seq(v.commit.Load()) || !v.busy() {
 		return 0
 	}
-	return v.catchUp.ReserveN(time.Now(), frameBytes).Delay()
+	return v.catchUp.delay(time.Now())
+}
+
+// catchUpLimit is what kept records may be sent of a volume while its clients write:
+// catchUpBusy, and twice what the clients write, since who gains nothing on them never
+// comes to the end.
+type catchUpLimit struct {
+	steady *rate.Limiter // for all servers that catch up together
+
+	mu   sync.Mutex
+	more int64 // bytes beside it; at most catchUpMore
+}
+
+func newCatchUpLimit() catchUpLimit {
+	return catchUpLimit{steady: rate.NewLimiter(catchUpBusy, 4*frameBytes)}
+}
+
+// wrote counts what clients wrote, in bytes.
+func (l *catchUpLimit) wrote(n int64) {
+	l.mu.Lock()
+	l.more = min(l.more+2*n, catchUpMore)
+	l.mu.Unlock()
+}
+
+// delay takes one frame's part of it, and gives how long that has to wait.
+func (l *catchUpLimit) delay(now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.more >= frameBytes {
+		l.more -= frameBytes
+		return 0
+	}
+	return l.steady.ReserveN(now, frameBytes).DelayFrom(now)
 }
 
 // busy reports whether clients of any server have written lately.

@@ -3,7 +3,6 @@ package blockrepl
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
@@ -31,9 +30,7 @@ func (v *Volume) store(s *replica.Store) {
 	if v.dead {
 		return
 	}
-	if slices.ContainsFunc(s.Records, func(r *record.Record) bool { return r.Kind.ChangesImage() }) {
-		v.busyAt.Store(int64(v.s.opt.Clock()))
-	}
+	v.clientsWrote(s.Records)
 	err := v.openLog(s)
 	if err == nil {
 		v.follow(s)
@@ -51,6 +48,20 @@ func (v *Volume) store(s *replica.Store) {
 		v.postpone(s)
 	default:
 		v.kill(s, err)
+	}
+}
+
+// clientsWrote notes clients' changes, before which other work stands back.
+func (v *Volume) clientsWrote(recs []*record.Record) {
+	var n int64
+	for _, r := range recs {
+		if r.Kind.ChangesImage() {
+			n += int64(len(r.Raw))
+		}
+	}
+	if n > 0 {
+		v.busyAt.Store(int64(v.s.opt.Clock()))
+		v.catchUp.wrote(n)
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 	"github.com/zeebo/xxh3"
-	"golang.org/x/time/rate"
 )
 
 // Volume is one volume on this server: the state machine and the goroutines that
@@ -73,7 +72,7 @@ type Volume struct {
 	full   atomic.Bool  // batches wait for space
 	busyAt atomic.Int64 // replica.Time of the last batch with a client's record
 
-	catchUp *rate.Limiter // kept records sent while clients write
+	catchUp catchUpLimit // kept records sent while clients write
 	clients clients
 	results results
 	sync    syncer
@@ -130,7 +129,7 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 	v.com = &committer{v: v, queue: make(chan storing, storesMax), at: mark{
 		durable: saved.Last, following: saved.Hard.Following, promised: saved.Hard.Promised,
 	}}
-	v.catchUp = rate.NewLimiter(catchUpBusy, 4*frameBytes)
+	v.catchUp = newCatchUpLimit()
 	v.sync.init(v)
 	v.mender.init(v)
 	v.answer.init(v)
