@@ -192,11 +192,19 @@ func (s *syncer) take(c *copying, m *wire.ExtentData) error {
 	return nil
 }
 
+// within refuses a chunk that reaches out of the n bytes at off.
+func within(k *wire.Chunk, off, n int64) error {
+	if k.Length <= 0 || k.Length > n || k.Offset < off || k.Offset > off+n-k.Length {
+		return fmt.Errorf("chunk of %d bytes at %d is not within %d bytes at %d", k.Length, k.Offset, n, off)
+	}
+	return nil
+}
+
 // changeOf checks a chunk and makes it a change of the image. Its data is the chunk's,
 // or is decompressed into plain, which is given back.
 func changeOf(k *wire.Chunk, off, n int64, plain []byte) (image.Change, []byte, error) {
-	if k.Length <= 0 || k.Length > n || k.Offset < off || k.Offset > off+n-k.Length {
-		return image.Change{}, plain, fmt.Errorf("chunk of %d bytes at %d is not within %d bytes at %d", k.Length, k.Offset, n, off)
+	if err := within(k, off, n); err != nil {
+		return image.Change{}, plain, err
 	}
 	if k.Zero {
 		return image.Change{Kind: record.KindTrim, Off: k.Offset, Len: k.Length}, plain, nil

@@ -226,6 +226,11 @@ func (r *verification) ask(ctx context.Context, off, n int64) (record.Seq, *wire
 			if m.Offset != off || m.Length != n {
 				return 0, nil, fmt.Errorf("the master answered for %d bytes at %d, asked were %d at %d", m.Length, m.Offset, n, off)
 			}
+			for i := range m.Chunks {
+				if err := within(&m.Chunks[i], off, n); err != nil {
+					return 0, nil, fmt.Errorf("the master answered wrongly: %w", err)
+				}
+			}
 			return asked, m, nil
 		case <-t.C: // the query was dropped: the master has too many
 		case <-ctx.Done():

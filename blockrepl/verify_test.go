@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -40,4 +41,52 @@ func TestVerifyCallsNothingRepairedThatIsNotOnDisk(t *testing.T) {
 		t.Errorf("verify with a failing fsync: %+v, %v", rep, err)
 	}
 	c.await(1, "failed", func(s VolumeStatus) bool { return s.State == StateFailed })
+}
+
+// crafted runs one window of a verify against a master that answers as told.
+func crafted(t *testing.T, v *Volume, answer func(*wire.HashQuery) *wire.ExtentData) (VerifyReport, error) {
+	t.Helper()
+	l := &link{done: make(chan struct{})}
+	l.out.init(func(why string) { t.Errorf("link closed: %s", why) })
+	r := &verification{v: v, link: l, repair: true}
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		for {
+			queue, _, _, ok := l.out.take(nil)
+			if !ok {
+				return
+			}
+			for _, m := range queue {
+				v.sync.deliver(0, answer(m.msg.(*wire.HashQuery)))
+			}
+		}
+	}()
+	err := r.window(t.Context(), 0, resyncWindow)
+	l.out.close()
+	<-answered
+	return r.report, err
+}
+
+// A chunk outside of what was asked for made the server panic.
+func TestVerifyRefusesChunksOutsideOfItsQuestion(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	cl := c.connect(0, "client")
+	cl.write(0, []byte("ours"))
+	v := c.vol(0)
+	for _, outside := range []wire.Chunk{
+		{Offset: resyncWindow + resyncBlock, Length: resyncBlock, Zero: true},
+		{Offset: resyncWindow - resyncBlock, Length: 2 * resyncBlock, Zero: true},
+		{Offset: 0, Length: 1 << 50, Zero: true},
+	} {
+		rep, err := crafted(t, v, func(q *wire.HashQuery) *wire.ExtentData {
+			whole := wire.Chunk{Offset: 0, Length: resyncWindow, Zero: true}
+			return &wire.ExtentData{ID: q.ID, Offset: q.Offset, Length: q.Length, Chunks: []wire.Chunk{whole, outside}}
+		})
+		if err == nil || rep.DifferentBytes != 0 {
+			t.Errorf("chunk of %d at %d: %+v, %v", outside.Length, outside.Offset, rep, err)
+		}
+	}
+	cl.wantRead(0, []byte("ours"))
 }
