@@ -75,8 +75,8 @@ func (a *answerer) run() {
 
 func (a *answerer) answer(l *link, m *wire.HashQuery) error {
 	v := a.v
-	if m.Epoch.Server != v.s.opt.ID || *v.epoch.Load() != m.Epoch || !v.stale.Load() {
-		return nil // of another mastership, or before the redo has ended; it comes again
+	if !a.may(m) {
+		return nil // it comes again
 	}
 	if m.Block != resyncBlock || m.Length <= 0 || m.Length > queryMax || int64(len(m.Hashes)) != (m.Length+m.Block-1)/m.Block {
 		l.close("hash query of an unknown shape")
@@ -93,11 +93,20 @@ func (a *answerer) answer(l *link, m *wire.HashQuery) error {
 		return err
 	}
 	out.Applied = record.Seq(v.app.applying.Load())
+	if !a.may(m) {
+		return nil // the loop publishes before the image is touched: what was read may be another past's
+	}
 	if err := a.pause(read); err != nil {
 		return nil
 	}
 	l.out.control(v.tag, out)
 	return nil
+}
+
+// may reports whether the image is what m asks for: of this server's present
+// mastership, and not before the redo has ended.
+func (a *answerer) may(m *wire.HashQuery) bool {
+	return m.Epoch.Server == a.v.s.opt.ID && *a.v.epoch.Load() == m.Epoch && a.v.stale.Load()
 }
 
 // pause lets clients' work go first: while they write, resync has a budget.

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
@@ -119,5 +120,50 @@ func TestHolesCostAResyncNothing(t *testing.T) {
 	read, err := a.compare(queryOf(t, im, resyncWindow), &wire.ExtentData{})
 	if err != nil || read != chunkBytes {
 		t.Errorf("%d bytes were read, %v; want %d", read, err, chunkBytes)
+	}
+}
+
+// A master that was replaced while it answered gave bytes of another past, or of an
+// image that was just being replaced, in the name of its own epoch.
+func TestAMasterThatIsReplacedMeanwhileGivesNoAnswer(t *testing.T) {
+	mine, next := record.Epoch{Counter: 5, Server: mustID("a")}, record.Epoch{Counter: 6, Server: mustID("b")}
+	im, err := image.Open(image.Options{Path: filepath.Join(t.TempDir(), "image"), Size: resyncBlock, Create: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	for _, c := range []struct {
+		what      string
+		meanwhile func(*Volume)
+		answers   int
+	}{
+		{"nothing", func(*Volume) {}, 1},
+		{"another epoch", func(v *Volume) { v.epoch.Store(&next) }, 0},
+		{"no prefix any more", func(v *Volume) { v.stale.Store(false) }, 0},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v := &Volume{s: &Server{opt: Options{ID: mustID("a")}}, img: im}
+				v.epoch.Store(&mine)
+				v.stale.Store(true)
+				v.commit.Store(10)
+				v.app = newApplier(v, 9)
+				v.answer.init(v)
+				defer v.answer.cancel()
+				l := &link{}
+				l.out.init(func(why string) { t.Errorf("link closed: %s", why) })
+				q := queryOf(t, im, resyncBlock)
+				q.Epoch = mine
+				ended := make(chan error)
+				go func() { ended <- v.answer.answer(l, q) }()
+				synctest.Wait() // it waits until the image holds what is committed
+				c.meanwhile(v)
+				v.app.reset(10)
+				v.app.to(11) // wakes it
+				if err := <-ended; err != nil || len(l.out.queue) != c.answers {
+					t.Errorf("%d answers, %v; want %d", len(l.out.queue), err, c.answers)
+				}
+			})
+		})
 	}
 }
