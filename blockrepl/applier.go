@@ -24,6 +24,7 @@ type applier struct {
 	target record.Seq
 	busy   bool // between taking records and Applied
 	held   int  // who wants the image to stay as it is
+	resets int  // counts the beginnings and ends of reset
 	closed bool
 
 	// applied is what the image holds. applying is at least as high as anything
@@ -58,17 +59,20 @@ func (a *applier) to(seq record.Seq) {
 }
 
 // reset starts anew behind seq: the journal was dropped. It waits for the call of
-// the image that is under way.
+// the image that is under way, and for those who hold it.
 func (a *applier) reset(seq record.Seq) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.target = record.Seq(a.applied.Load()) // nothing more is begun
-	for a.busy {
+	a.resets++                              // nor held once more by who sees that
+	for a.busy || a.held > 0 {
 		a.wake.Wait()
 	}
+	a.resets++
 	a.target = seq
 	a.applied.Store(uint64(seq))
 	a.applying.Store(uint64(seq))
+	a.wake.Broadcast()
 }
 
 // close ends run after the call under way; drain first waits for target.
@@ -262,15 +266,31 @@ func (a *applier) wait(ctx context.Context) bool {
 	return !a.closed && ctx.Err() == nil
 }
 
-// hold keeps the image as it is until release, and gives the number it holds.
-func (a *applier) hold() record.Seq {
+// place says which image it is: the number it holds, and of which journal.
+type place struct {
+	seq    record.Seq
+	resets int
+}
+
+// place gives the image's present one.
+func (a *applier) place() place {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.placeLocked()
+}
+
+func (a *applier) placeLocked() place { return place{record.Seq(a.applied.Load()), a.resets} }
+
+// hold keeps the image as it is until release, which must not wait for the loop, and
+// gives its place.
+func (a *applier) hold() place {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.held++
 	for a.busy {
 		a.wake.Wait()
 	}
-	return record.Seq(a.applied.Load())
+	return a.placeLocked()
 }
 
 func (a *applier) release() {

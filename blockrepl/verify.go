@@ -24,7 +24,8 @@ import (
 // image is looked at again when it holds Applied too, and then nothing is applied
 // for a moment (holds). If no record between asked and holds touches a block, both
 // images must have held the same bytes there all the time: a difference is real.
-// If one does, the block is asked for again.
+// If one does, the block is asked for again. All this is said of one journal: when it
+// was dropped meanwhile, for a resync, nothing can be decided any more.
 
 // verification is one run.
 type verification struct {
@@ -109,7 +110,7 @@ func (r *verification) window(ctx context.Context, off, n int64) error {
 }
 
 // block decides whether a block differs. m is an answer that covers it.
-func (r *verification) block(ctx context.Context, asked record.Seq, m *wire.ExtentData, off, n int64) error {
+func (r *verification) block(ctx context.Context, asked place, m *wire.ExtentData, off, n int64) error {
 	for range verifyTries {
 		if err := r.v.app.reach(ctx, m.Applied); err != nil {
 			return err
@@ -127,10 +128,13 @@ func (r *verification) block(ctx context.Context, asked record.Seq, m *wire.Exte
 
 // decide looks at the block while nothing is applied; false: it was touched
 // meanwhile, and has to be asked for again.
-func (r *verification) decide(asked record.Seq, m *wire.ExtentData, off, n int64) (bool, error) {
+func (r *verification) decide(asked place, m *wire.ExtentData, off, n int64) (bool, error) {
 	holds := r.v.app.hold()
 	defer r.v.app.release()
-	touched, err := r.touched(asked+1, holds, record.Extent{Lo: off, Hi: off + n})
+	if holds.resets != asked.resets {
+		return false, fmt.Errorf("%w: this server is being resynced; verify it afterwards", replica.ErrRefused)
+	}
+	touched, err := r.touched(asked.seq+1, holds.seq, record.Extent{Lo: off, Hi: off + n})
 	if err != nil || touched {
 		return false, err
 	}
@@ -208,12 +212,12 @@ func bytesOf(m *wire.ExtentData, off, n int64) ([]byte, error) {
 }
 
 // ask sends the hashes of a range to the master and waits for its answer. It gives
-// the number that this server had applied before.
-func (r *verification) ask(ctx context.Context, off, n int64) (record.Seq, *wire.ExtentData, error) {
-	asked := record.Seq(r.v.app.applied.Load())
+// the place of this server's image before.
+func (r *verification) ask(ctx context.Context, off, n int64) (place, *wire.ExtentData, error) {
+	asked := r.v.app.place()
 	hashes, err := r.v.img.HashBlocks(nil, off, n, resyncBlock)
 	if err != nil {
-		return 0, nil, err
+		return asked, nil, err
 	}
 	id, answer := r.v.sync.expect()
 	defer r.v.sync.unexpect(id)
@@ -224,19 +228,19 @@ func (r *verification) ask(ctx context.Context, off, n int64) (record.Seq, *wire
 		select {
 		case m := <-answer:
 			if m.Offset != off || m.Length != n {
-				return 0, nil, fmt.Errorf("the master answered for %d bytes at %d, asked were %d at %d", m.Length, m.Offset, n, off)
+				return asked, nil, fmt.Errorf("the master answered for %d bytes at %d, asked were %d at %d", m.Length, m.Offset, n, off)
 			}
 			for i := range m.Chunks {
 				if err := within(&m.Chunks[i], off, n); err != nil {
-					return 0, nil, fmt.Errorf("the master answered wrongly: %w", err)
+					return asked, nil, fmt.Errorf("the master answered wrongly: %w", err)
 				}
 			}
 			return asked, m, nil
 		case <-t.C: // the query was dropped: the master has too many
 		case <-ctx.Done():
-			return 0, nil, ctx.Err()
+			return asked, nil, ctx.Err()
 		case <-r.link.done:
-			return 0, nil, errors.New("the link to the master was closed; try again")
+			return asked, nil, errors.New("the link to the master was closed; try again")
 		}
 	}
 }

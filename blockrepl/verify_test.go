@@ -90,3 +90,25 @@ func TestVerifyRefusesChunksOutsideOfItsQuestion(t *testing.T) {
 	}
 	cl.wantRead(0, []byte("ours"))
 }
+
+// An answer of before a resync was compared with the image behind it, where no number
+// says that it is older: a repair brought old bytes back into the new image.
+func TestVerifyDecidesNothingAcrossAResync(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	cl := c.connect(0, "client")
+	cl.write(0, []byte("ours"))
+	v := c.vol(0)
+	c.await(0, "applied", func(s VolumeStatus) bool { return s.Applied == s.Last })
+	rep, err := crafted(t, v, func(q *wire.HashQuery) *wire.ExtentData {
+		v.app.reset(1) // as the loop does
+		return &wire.ExtentData{ID: q.ID, Offset: q.Offset, Length: q.Length, Chunks: []wire.Chunk{{Offset: 0, Length: resyncBlock, Zero: true}}}
+	})
+	if err == nil || rep.DifferentBytes != 0 {
+		t.Errorf("verify across a resync: %+v, %v", rep, err)
+	}
+	got := make([]byte, 4)
+	if err := v.img.ReadAt(got, 0); err != nil || string(got) != "ours" {
+		t.Errorf("the image holds %q, %v", got, err)
+	}
+}
