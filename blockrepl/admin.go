@@ -134,7 +134,7 @@ func handleForget(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	view, err := v.view(ctx)
+	view, err := v.viewSoon(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +184,7 @@ func handleSet(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	view, err := v.view(ctx)
+	view, err := v.viewSoon(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -236,10 +236,12 @@ func answerError(ctx context.Context, w http.ResponseWriter, v *Volume, err erro
 		status = http.StatusServiceUnavailable
 	}
 	// What the volume needs is no way out of a request that was wrong.
-	if view, err := v.view(ctx); err == nil && e.Code != "bad-request" && e.Code != "not-found" {
-		e.Next = view.Next
-		if view.State == replica.SplitBrain && e.Code == "refused" {
-			e.Code = "split-brain"
+	if e.Code != "bad-request" && e.Code != "not-found" {
+		if view, err := v.viewSoon(ctx); err == nil {
+			e.Next = view.Next
+			if view.State == replica.SplitBrain && e.Code == "refused" {
+				e.Code = "split-brain"
+			}
 		}
 	}
 	writeError(w, status, e)

@@ -3,12 +3,15 @@ package blockrepl
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -193,5 +196,39 @@ func TestMetricsAndEvents(t *testing.T) {
 	events, _ := ask[[]StateChange](t, c.servers[0], "GET", "/v1/events", "")
 	if len(events) == 0 || events[0].Volume != "vol0" || events[0].Text == "" {
 		t.Errorf("events: %+v", events)
+	}
+}
+
+// A volume whose loop hangs, as on a disk that does not answer, kept commands without
+// any answer: even the timeout of one waited for the state to name the way out.
+func TestCommandsOfAHungVolumeAreAnswered(t *testing.T) {
+	for path, body := range map[string]string{
+		"promote": `{}`, "forget": `{"server":"b"}`, "resolve": `{"keep":"a"}`, "resize": `{"size_bytes":512}`, "set": `{}`,
+		"verify": `{}`, "init": `{"content":"keep"}`, "journal": ``, "drop": `{}`,
+	} {
+		t.Run(path, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &Server{opt: Options{ID: mustID("a")}, byName: map[string]*Volume{}}
+				v := &Volume{s: s, name: "vol0", logr: slog.New(slog.DiscardHandler), in: newInbox(), loopDone: make(chan struct{})}
+				v.size.Store(512)
+				v.results.init()
+				s.byName["vol0"] = v
+				ctx, cancel := context.WithTimeout(t.Context(), 2*commandTimeout)
+				defer cancel()
+				method := "POST"
+				if path == "journal" {
+					method = "GET"
+				}
+				rec := httptest.NewRecorder()
+				s.AdminHandler().ServeHTTP(rec, httptest.NewRequestWithContext(ctx, method, "/v1/volumes/vol0/"+path, strings.NewReader(body)))
+				var e CommandError
+				if err := json.Unmarshal(rec.Body.Bytes(), &e); err != nil || rec.Code < 400 || e.Error == "" {
+					t.Errorf("answered %d %q, %v", rec.Code, rec.Body, err)
+				}
+				if ctx.Err() != nil {
+					t.Error("answered when the asker had gone")
+				}
+			})
+		})
 	}
 }

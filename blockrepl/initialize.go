@@ -31,7 +31,7 @@ func handleInit(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 	default:
 		return nil, fmt.Errorf("%w: content %q; want %q, %q or %q", errBadRequest, q.Content, InitKeep, InitZero, InitCopy)
 	}
-	view, err := v.view(ctx)
+	view, err := v.viewSoon(ctx)
 	if err != nil {
 		return nil, err
 	}

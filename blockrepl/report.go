@@ -22,8 +22,6 @@ const statusTimeout = 2 * time.Second
 func (s *Server) Status(ctx context.Context) Status {
 	st := Status{Cluster: s.opt.Cluster, Server: s.opt.ID.String(), Version: s.opt.Version,
 		Volumes: make([]VolumeStatus, len(s.volumes))}
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
 	var all sync.WaitGroup
 	for i, v := range s.volumes {
 		all.Go(func() { st.Volumes[i] = v.Status(ctx) })
@@ -32,13 +30,20 @@ func (s *Server) Status(ctx context.Context) Status {
 	return st
 }
 
+// viewSoon is view for the operator, who must have an answer when the loop gives none.
+func (v *Volume) viewSoon(ctx context.Context) (replica.View, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	return v.view(ctx)
+}
+
 // Status asks the volume how it is doing. A volume whose loop does not answer
 // waits for its disk; that is told as failed.
 func (v *Volume) Status(ctx context.Context) VolumeStatus {
 	st := VolumeStatus{Name: v.name, Role: "failed", State: StateFailed, Authority: "operator", Clients: v.clients.status(),
 		InSync: []string{}, Members: []string{}, Peers: []PeerStatus{}, SizeBytes: v.size.Load()}
 	st.Work = v.working()
-	view, err := v.view(ctx)
+	view, err := v.viewSoon(ctx)
 	if err != nil {
 		st.Reason = err.Error()
 		st.Next = "look at the server's disk and log"

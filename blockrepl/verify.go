@@ -46,7 +46,7 @@ func handleVerify(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 
 // verify compares the whole image with the master's.
 func (v *Volume) verify(ctx context.Context, repair bool) (VerifyReport, error) {
-	view, err := v.view(ctx)
+	view, err := v.viewSoon(ctx)
 	if err != nil {
 		return VerifyReport{}, err
 	}
