@@ -111,22 +111,35 @@ func (v *Volume) Connect(ctx context.Context, info ClientInfo) (*Conn, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("volume %q: wait until it is created: %w", v.name, ctx.Err())
 	}
-	c := &Conn{v: v, info: info, since: v.s.opt.Wall(), gone: make(chan struct{}), readOnly: info.ReadOnly || info.StaleOK}
-	if !c.readOnly && !info.Takeover {
-		view, err := v.view(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if view.Holder != "" && view.Holder != info.Identity {
-			v.logr.Warn("volume is held by another client; offered read-only", "holder", view.Holder, "client", info.Identity, "addr", info.Addr)
-			c.readOnly = true
-		}
+	readOnly, holder, err := v.Offers(ctx, info)
+	if err != nil {
+		return nil, err
 	}
+	if holder != "" {
+		v.logr.Warn("volume is held by another client; offered read-only", "holder", holder, "client", info.Identity, "addr", info.Addr)
+	}
+	c := &Conn{v: v, info: info, since: v.s.opt.Wall(), gone: make(chan struct{}), readOnly: readOnly}
 	if !v.clients.add(c) {
 		return nil, ErrStopped
 	}
 	c.stop = context.AfterFunc(ctx, func() { c.abandon(ErrAborted) })
 	return c, nil
+}
+
+// Offers reports whether Connect would offer the volume read-only now, and who holds
+// it, if that is why.
+func (v *Volume) Offers(ctx context.Context, info ClientInfo) (readOnly bool, holder string, err error) {
+	switch {
+	case info.ReadOnly, info.StaleOK:
+		return true, "", nil
+	case info.Takeover:
+		return false, "", nil
+	}
+	view, err := v.view(ctx)
+	if err != nil || view.Holder == "" || view.Holder == info.Identity {
+		return false, "", err
+	}
+	return true, view.Holder, nil
 }
 
 // FastZero reports whether zeroes of any length take this server a moment.

@@ -33,14 +33,17 @@ func (e *exports) List(_ context.Context, c *nbd.Client) ([]string, error) {
 	return names, nil
 }
 
-// Describe says what Open would give, as far as that is known without asking
-// the master: a volume that another client holds is found out by Open.
-func (e *exports) Describe(_ context.Context, c *nbd.Client, name string) (nbd.Info, error) {
+// Describe says what Open would give now.
+func (e *exports) Describe(ctx context.Context, c *nbd.Client, name string) (nbd.Info, error) {
 	want, v, err := e.find(c, name)
 	if err != nil {
 		return nbd.Info{}, err
 	}
-	return e.info(v, v.Size(), want.ReadOnly || want.Stale), nil
+	readOnly, _, err := v.Offers(ctx, clientInfo(c, &want))
+	if err != nil {
+		return nbd.Info{}, clientError(err)
+	}
+	return e.info(v, v.Size(), readOnly), nil
 }
 
 // Open connects the client. It waits until the volume has come into being.
@@ -49,16 +52,7 @@ func (e *exports) Open(ctx context.Context, c *nbd.Client, name string) (nbd.Dis
 	if err != nil {
 		return nil, nbd.Info{}, err
 	}
-	conn, err := v.Connect(ctx, blockrepl.ClientInfo{
-		Addr:     c.Addr,
-		Identity: want.identity(c.TLSName, c.Addr),
-		Token:    want.Token,
-		Takeover: want.Takeover,
-		ReadOnly: want.ReadOnly,
-		StaleOK:  want.Stale,
-		Gone:     c.Gone,
-		Abort:    c.Abort,
-	})
+	conn, err := v.Connect(ctx, clientInfo(c, &want))
 	if err != nil {
 		return nil, nbd.Info{}, clientError(err)
 	}
@@ -67,6 +61,20 @@ func (e *exports) Open(ctx context.Context, c *nbd.Client, name string) (nbd.Dis
 		return nil, nbd.Info{}, errors.Join(fmt.Errorf("%w: %w", nbd.ErrHang, errRevoked), conn.Close())
 	}
 	return d, e.info(v, conn.Size(), conn.ReadOnly()), nil
+}
+
+// clientInfo is the client in the words of the replication.
+func clientInfo(c *nbd.Client, want *exportName) blockrepl.ClientInfo {
+	return blockrepl.ClientInfo{
+		Addr:     c.Addr,
+		Identity: want.identity(c.TLSName, c.Addr),
+		Token:    want.Token,
+		Takeover: want.Takeover,
+		ReadOnly: want.ReadOnly,
+		StaleOK:  want.Stale,
+		Gone:     c.Gone,
+		Abort:    c.Abort,
+	}
 }
 
 // find reads the name and decides whether this client may have it. A volume that
