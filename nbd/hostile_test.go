@@ -134,6 +134,25 @@ func TestClientsThatDoNotReadAreBounded(t *testing.T) {
 	}
 }
 
+// A small read that came alone waited to be sent in a piece of 256 KiB: 64 MiB for each client that did not read its
+// replies, and none of it charged.
+func TestSmallRepliesThatNobodyReadsTakeLittle(t *testing.T) {
+	d := memDisk()
+	s := serveDisk(t, nbdtest.Instant{MemDisk: d})
+	write(t, attach(t, pipe(t, s, true), true), 0, pattern(4096, 1))
+	before := heap()
+	const clients, reads = 8, 250
+	for range clients {
+		c := attach(t, pipe(t, s, false), true)
+		for range reads { // each is taken when the one before has gone to the outbox: a pipe holds nothing
+			send(t, c, nbdtest.Request{Cmd: proto.CmdRead, Length: 4096})
+		}
+	}
+	if used := int64(heap()) - int64(before); used > 4*clients*reads*4096 {
+		t.Errorf("%d MiB in use for %d MiB of replies", used>>20, clients*reads*4096>>20)
+	}
+}
+
 func TestAClientThatClosesWithRepliesUnreadHarmsNobody(t *testing.T) {
 	d := memDisk()
 	s := serveDisk(t, nbdtest.Instant{MemDisk: d})

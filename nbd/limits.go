@@ -62,8 +62,9 @@ const (
 
 // Limits are the bounds an operator may set. Zero means the default.
 //
-// Memory: at most MaxBytes + MaxClients × (512 KiB + 64 KiB) + MaxHandshakes × 80 KiB of buffers, whatever clients do:
-// with the defaults 256 + 144 + 10 = 410 MiB, and a disk's own buffers for what it was submitted.
+// Memory: MaxBytes + MaxClients × (512 KiB + 64 KiB) + MaxHandshakes × 80 KiB of buffers, with the defaults
+// 256 + 144 + 10 = 410 MiB, and a disk's own buffers for what it was submitted. Clients that read no reply can make it
+// twice as much, not more: by the heads of small replies, and by two batches of 256 KiB each.
 type Limits struct {
 	// MaxClients is how many connections may have an export open. One more is refused with a policy error. Default 256.
 	MaxClients int

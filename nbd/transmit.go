@@ -87,7 +87,7 @@ func (c *conn) handle(h *header) error {
 	}
 	cost := int64(0)
 	if h.cmd == proto.CmdBlockStatus {
-		cost = statusBytes
+		cost = classBytes(statusBytes)
 	}
 	if err := c.admit(cost); err != nil {
 		return err
@@ -377,17 +377,25 @@ func (c *conn) hang(err error) bool {
 	return true
 }
 
-// pushBatch moves the batch to the outbox.
+// pushBatch moves the batch to the outbox. One that has to wait there gets a buffer of its size, since that is what its
+// requests were charged for.
 func (c *conn) pushBatch() {
 	if c.batch.buf == nil {
 		return
 	}
-	if len(c.batch.p.b) > 0 {
-		c.out.push(c.batch.p)
-	} else {
-		c.batch.buf.put()
-	}
+	p := c.batch.p
 	c.batch = batch{}
+	if len(p.b) == 0 {
+		p.buf.put()
+		return
+	}
+	if c.out.busy() && classBytes(len(p.b)) < batchBytes {
+		fit := getBuffer(len(p.b))
+		copy(fit.b, p.b)
+		p.buf.put()
+		p.b, p.buf = fit.b[:len(p.b)], fit
+	}
+	c.out.push(p)
 }
 
 // flush sends what the reader has answered so far.
