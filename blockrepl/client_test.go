@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -297,4 +298,32 @@ func TestClientsOfAHungServerAreSentAway(t *testing.T) {
 		}
 	}
 	close(hang)
+}
+
+// A connection that was let go of in the very moment it was made ended before it began:
+// its attachment held the volume until the server was restarted.
+func TestConnectionBeginsBeforeItEnds(t *testing.T) {
+	v := &Volume{in: newInbox()}
+	v.clients.init(v)
+	for n := range 100_000 {
+		c := &Conn{v: v, gone: make(chan struct{})}
+		var ended sync.WaitGroup
+		ended.Go(func() { // as the loop does when it has slept
+			for {
+				if all := v.clients.list(); len(all) > 0 {
+					all[0].abandon(ErrAborted)
+					return
+				}
+			}
+		})
+		v.clients.add(c)
+		ended.Wait()
+		events := v.in.take().events
+		if len(events) != 2 {
+			t.Fatalf("%d events of connection %d", len(events), n)
+		}
+		if _, ok := events[0].(replica.Open); !ok {
+			t.Fatalf("connection %d begins with %T", n, events[0])
+		}
+	}
 }

@@ -19,7 +19,7 @@ type clients struct {
 	room *semaphore.Weighted // bytes of unanswered operations
 	gate *semaphore.Weighted // reads under way
 
-	mu     sync.Mutex // guards the maps; no callback runs under it
+	mu     sync.Mutex // guards the maps; no callback runs under it, and nothing waits
 	conns  map[uint64]*Conn
 	rounds map[uint64][]*readWait // reads that wait for their turn
 	closed bool
@@ -42,15 +42,14 @@ func (cs *clients) init(v *Volume) {
 // volume is stopping.
 func (cs *clients) add(c *Conn) bool {
 	cs.mu.Lock()
+	defer cs.mu.Unlock()
 	if cs.closed {
-		cs.mu.Unlock()
 		return false
 	}
 	cs.next++
 	c.id = cs.next
 	cs.conns[c.id] = c
-	cs.mu.Unlock()
-	if !c.readOnly {
+	if !c.readOnly { // before anybody can find c and end it
 		cs.v.in.post(replica.Open{Conn: c.id, Identity: c.info.Identity, Token: c.info.Token, Takeover: c.info.Takeover})
 	}
 	return true
