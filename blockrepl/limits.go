@@ -15,7 +15,7 @@ const (
 	// the same bound holds their number.
 	opCost = 1 << 10
 	// readsMax bounds the reads of a volume that wait for their turn or read.
-	// Beyond it ReadAt waits.
+	// Beyond it ReadAt waits, at most for the io timeout.
 	readsMax = 4096
 	// staleAgain is how long a stale=ok read waits before it looks again whether
 	// the image is a prefix.

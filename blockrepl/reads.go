@@ -186,7 +186,7 @@ func (c *Conn) look(ctx context.Context, see func() error) error {
 // meanwhile and the read must begin again.
 func (c *Conn) lookInTurn(ctx context.Context, see func() error) (bool, error) {
 	v := c.v
-	if err := v.clients.gate.Acquire(ctx, 1); err != nil {
+	if !c.enterGate(ctx) {
 		return false, ErrAborted
 	}
 	defer v.clients.gate.Release(1)
@@ -209,6 +209,24 @@ func (c *Conn) lookInTurn(ctx context.Context, see func() error) (bool, error) {
 	case <-ctx.Done():
 		return false, ErrAborted
 	}
+}
+
+// enterGate waits until fewer than readsMax reads are under way, at most for the io
+// timeout; false when the read must not be answered.
+func (c *Conn) enterGate(ctx context.Context) bool {
+	gate, timeout := c.v.clients.gate, c.v.s.opt.IOTimeout
+	if gate.TryAcquire(1) {
+		return true
+	}
+	wait, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if gate.Acquire(wait, 1) == nil {
+		return true
+	}
+	if ctx.Err() == nil {
+		c.cutOff(fmt.Sprintf("a read has waited for %v behind %d others", timeout, readsMax))
+	}
+	return false
 }
 
 // waitStale waits a little while the image is no prefix: during a resync and
