@@ -96,7 +96,7 @@ func opOf(o *replica.Op) *op { return (*op)(unsafe.Pointer(o)) }
 
 // Connect opens the volume for one connection of a client; ctx is that
 // connection's. It waits until the volume has come into being. A volume that
-// another identity holds is offered read-only.
+// another identity holds is offered read-only. ErrAborted: it failed on this server.
 func (v *Volume) Connect(ctx context.Context, info ClientInfo) (*Conn, error) {
 	if info.Gone == nil {
 		info.Gone = func() bool { return false }
@@ -106,6 +106,8 @@ func (v *Volume) Connect(ctx context.Context, info ClientInfo) (*Conn, error) {
 	}
 	select {
 	case <-v.created:
+	case <-v.broken:
+		return nil, v.closed()
 	case <-v.loopDone:
 		return nil, ErrStopped
 	case <-ctx.Done():
@@ -120,10 +122,18 @@ func (v *Volume) Connect(ctx context.Context, info ClientInfo) (*Conn, error) {
 	}
 	c := &Conn{v: v, info: info, since: v.s.opt.Wall(), gone: make(chan struct{}), readOnly: readOnly}
 	if !v.clients.add(c) {
-		return nil, ErrStopped
+		return nil, v.closed()
 	}
 	c.stop = context.AfterFunc(ctx, func() { c.abandon(ErrAborted) })
 	return c, nil
+}
+
+// closed says why nobody is let in any more.
+func (v *Volume) closed() error {
+	if why := v.failed.Load(); why != nil {
+		return fmt.Errorf("%w: volume %q failed on this server: %s", ErrAborted, v.name, *why)
+	}
+	return ErrStopped
 }
 
 // Offers reports whether Connect would offer the volume read-only now, and who holds

@@ -39,7 +39,7 @@ func (cs *clients) init(v *Volume) {
 }
 
 // add registers a connection and tells the state machine of it; false when the
-// volume is stopping.
+// volume is stopping or has failed.
 func (cs *clients) add(c *Conn) bool {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
@@ -77,6 +78,45 @@ func TestServerWithAFailedJournalLeavesAndSendsItsClientsAway(t *testing.T) {
 	c.start(0)
 	c.awaitHealthy(0, 1, 2)
 	c.equalImages(0, 1, 2)
+}
+
+// Connections that only read stayed on a server that had failed, and new ones were let
+// in: a read there took the io timeout to learn that it must go elsewhere.
+func TestServerThatFailedKeepsNoReaderAndLetsNobodyIn(t *testing.T) {
+	fault := &failing{}
+	c := newCluster(t, 1, nil)
+	c.change = func(o *Options) {
+		o.OpenJournal = func(j journal.Options) (*journal.Journal, error) {
+			j.MemTableBytes, j.ReserveBytes = 4<<20, -1
+			j.FS = errorfs.Wrap(vfs.Default, fault)
+			return journal.Open(j)
+		}
+	}
+	c.start(0)
+	cl := c.connect(0, "client")
+	cl.write(0, []byte("1"))
+	readers := []*testConn{c.connect(0, "other"), c.connectAs(0, ClientInfo{Identity: "reader", ReadOnly: true}), c.connectAs(0, ClientInfo{Identity: "stale", StaleOK: true})}
+	fault.on.Store(true)
+	if err := cl.change(OpWrite, 0, []byte("2"), 0); !errors.Is(err, ErrAborted) {
+		t.Errorf("write to a failed journal: got %v, want ErrAborted", err)
+	}
+	c.await(0, "failed", func(s VolumeStatus) bool { return s.State == StateFailed })
+	for _, r := range readers {
+		select {
+		case <-r.gone:
+		case <-time.After(testTimeout):
+			t.Errorf("%s is not sent away", r.info.Identity)
+		}
+	}
+	for _, info := range []ClientInfo{{Identity: "client"}, {Identity: "reader", ReadOnly: true}, {Identity: "stale", StaleOK: true}} {
+		if conn, err := c.vol(0).Connect(t.Context(), info); !errors.Is(err, ErrAborted) || !strings.Contains(err.Error(), "journal") {
+			t.Errorf("%s connects to a failed server: %v", info.Identity, err)
+			if err == nil {
+				conn.Close()
+			}
+		}
+	}
+	fault.on.Store(false)
 }
 
 // sick is an image file whose calls fail while on is set.

@@ -89,6 +89,7 @@ type Volume struct {
 	created  chan struct{} // closed by the loop once the volume exists and its size is known
 	failOnce [2]sync.Once
 	failed   atomic.Pointer[string] // why, once it has failed
+	broken   chan struct{}          // closed when it has
 	blind    unreadable
 }
 
@@ -97,6 +98,7 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 	v := &Volume{
 		s: s, name: opt.Name, tag: wire.Tag(opt.Name), opt: opt, in: newInbox(),
 		logr: s.opt.Logger.With("volume", opt.Name), loopDone: make(chan struct{}), sweepEnd: make(chan struct{}), created: make(chan struct{}),
+		broken: make(chan struct{}),
 	}
 	v.ring.budget = s.ring
 	s.marks.drop(nameID(v.name)) // older servers wrote it, and the file has room for one a volume
@@ -368,7 +370,8 @@ func (v *Volume) known() bool {
 	return v.rep.StaleReadable() || v.rep.View(v.s.opt.Clock()).Resync != nil
 }
 
-// fail tells the state machine, once, that the journal or the image failed.
+// fail tells the state machine, once, that the journal or the image failed, and sends
+// all clients away: also those that only read, of whom it does not know.
 func (v *Volume) fail(what string, err error) {
 	i := 0
 	if what == "image" {
@@ -376,9 +379,12 @@ func (v *Volume) fail(what string, err error) {
 	}
 	v.failOnce[i].Do(func() {
 		why := fmt.Sprintf("%s: %v", what, err)
-		v.failed.CompareAndSwap(nil, &why)
+		if v.failed.CompareAndSwap(nil, &why) {
+			close(v.broken)
+		}
 		v.logr.Error("volume failed", "what", what, "err", err)
 		v.in.post(replica.Failed{What: what, Err: err})
+		v.clients.abortAll("the volume failed on this server")
 	})
 }
 
