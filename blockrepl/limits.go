@@ -70,8 +70,8 @@ const (
 	// dialTimeout and handshakeTimeout bound the opening of a link.
 	dialTimeout      = 5 * time.Second
 	handshakeTimeout = 5 * time.Second
-	// handshakesMax bounds the links that are being accepted; further
-	// connections wait in the kernel's queue.
+	// handshakesMax bounds the links that are being accepted; at one more the one
+	// that has been at it longest is closed.
 	handshakesMax = 32
 	// holdBackMin and holdBackMax bound how long a volume that closed the link to a
 	// server more than once does not use a new one; it doubles from one to the other,

@@ -17,8 +17,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -277,4 +279,45 @@ func TestStartedServerDialsThoseThatDialIt(t *testing.T) {
 	c.start(0)
 	c.start(1)
 	c.awaitHealthy(0, 1)
+}
+
+// Whoever opened connections and said nothing kept the servers from each other: 32 of
+// them took all places of an accepting server for five seconds.
+func TestSilentConnectionsDoNotKeepServersApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := &memNet{lns: map[string]*memListener{}}
+		began := time.Now()
+		start := func(id string, inc byte) *Server {
+			o := Options{Cluster: "lab", ID: mustID(id), Peers: id, Net: mem, Servers: []ServerAddr{{mustID("a"), "a"}, {mustID("b"), "b"}},
+				Clock: func() replica.Time { return replica.Time(time.Since(began)) + 1 }}
+			o.fill()
+			s := &Server{opt: o, id: identity{Incarnation: record.Incarnation{inc}}}
+			s.links = newLinks(s)
+			if err := s.links.start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		b := start("b", 2)
+		defer b.links.stop(false)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for range 3 * handshakesMax {
+			go func() {
+				if conn, err := mem.Dial(ctx, "b"); err == nil {
+					<-ctx.Done()
+					conn.Close()
+				}
+			}()
+		}
+		synctest.Wait()
+		a := start("a", 1)
+		defer a.links.stop(false)
+		for a.links.peers[mustID("b")].cur.Load() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		if took := time.Since(began); took >= handshakeTimeout/2 {
+			t.Errorf("the link came about after %v", took)
+		}
+	})
 }

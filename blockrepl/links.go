@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +29,7 @@ type links struct {
 	peers    map[record.ServerID]*peerLink // fixed
 	sessions atomic.Uint64
 	ln       net.Listener
+	shaking  shaking
 	ctx      context.Context // the server's life
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
@@ -206,7 +208,6 @@ func (ls *links) link(to record.ServerID, session uint64) *link {
 
 // accept takes links from other servers.
 func (ls *links) accept() {
-	slots := make(chan struct{}, handshakesMax)
 	pause := backoffMin
 	for {
 		conn, err := ls.ln.Accept()
@@ -222,15 +223,10 @@ func (ls *links) accept() {
 			continue
 		}
 		pause = backoffMin
-		select {
-		case slots <- struct{}{}:
-		case <-ls.ctx.Done():
-			conn.Close()
-			return
-		}
+		ls.shaking.enter(conn)
 		ls.wg.Go(func() {
 			l, err := ls.shake(conn, nil)
-			<-slots
+			ls.shaking.leave(conn) // it may not have got as far as a link
 			if err != nil {
 				conn.Close()
 				ls.refused(conn.RemoteAddr().String(), err)
@@ -238,6 +234,36 @@ func (ls *links) accept() {
 			}
 			l.run()
 		})
+	}
+}
+
+// shaking are the connections whose handshake is under way, the oldest first.
+type shaking struct {
+	mu   sync.Mutex
+	list []net.Conn // at most handshakesMax
+}
+
+// enter adds one. At one too many the oldest makes room: a server is done within
+// milliseconds, and who says nothing must not keep servers apart.
+func (s *shaking) enter(conn net.Conn) {
+	var oldest net.Conn
+	s.mu.Lock()
+	if len(s.list) == handshakesMax {
+		oldest = s.list[0]
+		s.list = slices.Delete(s.list, 0, 1)
+	}
+	s.list = append(s.list, conn)
+	s.mu.Unlock()
+	if oldest != nil {
+		oldest.Close()
+	}
+}
+
+func (s *shaking) leave(conn net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.list, conn); i >= 0 {
+		s.list = slices.Delete(s.list, i, i+1)
 	}
 }
 
@@ -342,6 +368,7 @@ func (ls *links) shake(raw net.Conn, p *peerLink) (*link, error) {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
+	ls.shaking.leave(raw)
 	if p == nil {
 		p = ls.peers[theirs.Server]
 	}
