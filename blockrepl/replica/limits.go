@@ -23,6 +23,9 @@ const (
 	// liveLag is how many records a slave may lack to count as Live and to be
 	// admitted: it will be waited for, so it must be near.
 	liveLag = 8192
+	// liveLagBytes is that in bytes. More than tailMax, or a busy client would keep a
+	// slave out for ever.
+	liveLagBytes = tailMax + 32<<20
 	// tailMax is how many bytes of records may be numbered and not committed;
 	// further changes wait.
 	tailMax = 64 << 20

@@ -205,6 +205,9 @@ func (r *Replica) admit() {
 		if !p.joined || p.state != Live || p.resyncing || inSync(&r.hard.State, p.id) {
 			continue
 		}
+		if p.out != 0 && p.answered <= p.out {
+			continue // its link may only look alive: the operator has just said that it is gone
+		}
 		p.admitting = true
 		if p.durable >= r.commit && p.durable >= r.m.start {
 			m := wire.Member{ID: p.id, Incarnation: p.incarnation}
@@ -261,6 +264,9 @@ func (r *Replica) forget(ev Forget) {
 		// Also where the set was forced before: with a majority there, one has to note it.
 		st.Forced = reach < majority(len(st.Members))
 		r.propose(st, ev.ID, true)
+		if p := r.peer(ev.Server); p != nil && p.session != 0 {
+			p.out = r.now
+		}
 		r.m.change.note = warnPromoted(ev.Server)
 		if st.Forced {
 			// No majority knows: whoever is out of the set could be promoted by the others.

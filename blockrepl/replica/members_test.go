@@ -197,3 +197,90 @@ func TestWarningNamesWhomAChangeBeforeLeavesOut(t *testing.T) {
 		t.Errorf("notes: %q", a.notes)
 	}
 }
+
+// A server that had just died was forgotten while its link still looked alive; it was
+// admitted again in the next step, and writes waited for it once more.
+func TestForgottenServerIsAdmittedWhenItHasAnsweredSince(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, s := c.node("a"), c.node("c")
+	dead := true
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		if dead && to == s.id {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: s.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget c: %+v", res)
+	}
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.pass(time.Second)
+	if h := &a.r.hard; h.Proposed != nil || inSync(&h.State, s.id) {
+		t.Fatalf("a admits c, which is dead: %+v\n%q", h.State, a.notes)
+	}
+	a.mustComplete(a.write(conn, 0, "y"))
+	dead = false
+	c.unlink(a, s)
+	c.link(a, s)
+	c.pass(2 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+}
+
+// A slave that lacked few records of many bytes was waited for: one write took as long
+// as hundreds of megabytes to it.
+func TestSlaveThatLacksManyBytesIsNotWaitedFor(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	for _, n := range c.nodes {
+		n.cfg.Create.Size = 1 << 30
+	}
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, s := c.node("a"), c.node("c")
+	c.kill("c")
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: s.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget c: %+v", res)
+	}
+	conn := a.open("db1", 0)
+	big := func(i int) *Op {
+		data := record.Alloc(1 << 20)
+		for j := range data {
+			data[j] = byte(j*j>>7 + i*j)
+		}
+		op := &Op{Conn: conn, Rec: record.NewWrite(int64(i)<<20, data)}
+		a.step(Submit{[]*Op{op}})
+		c.run()
+		return op
+	}
+	for i := range 2 * liveLagBytes >> 20 {
+		a.mustComplete(big(i))
+	}
+	c.mangle = func(_ record.ServerID, m wire.Message) []wire.Message {
+		switch m := m.(type) {
+		case *wire.Ack:
+			if m.Incarnation == s.cfg.Incarnation {
+				return nil
+			}
+		case *wire.HeartbeatAck:
+			if m.Incarnation == s.cfg.Incarnation {
+				return nil
+			}
+		}
+		return []wire.Message{m}
+	}
+	c.start("c")
+	c.pass(time.Second)
+	if p := a.r.peer(s.id); !p.joined || p.state != CatchUp || a.r.waited(s.id) {
+		t.Fatalf("c is %v, waited for %v; want one that catches up", p.state, a.r.waited(s.id))
+	}
+	a.mustComplete(big(0))
+	c.mangle = nil
+	c.pass(2 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+}

@@ -64,6 +64,8 @@ type peer struct {
 	resyncing bool
 	admitting bool // waited for already, not yet in the in-sync set
 	lease     Time // it will not be promoted before
+	answered  Time // when the newest heartbeat was sent that it has answered
+	out       Time // when it was forgotten over this link; 0: it was not
 	vowed     bool // it stopped in order: it will not be promoted before it was joined again
 	free      int64
 	forwards  uint64 // Forwards taken in this session
@@ -156,7 +158,7 @@ func (r *Replica) linkDown(ev LinkDown) {
 func (r *Replica) unlink(p *peer, reason string) {
 	p.session, p.greeting = 0, nil
 	p.joined, p.joining, p.admitting = false, false, false
-	p.streamed, p.lease = 0, 0
+	p.streamed, p.lease, p.out = 0, 0, 0
 	if reason == "" {
 		reason = "link closed"
 	}

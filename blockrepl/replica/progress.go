@@ -212,7 +212,7 @@ func (r *Replica) progressed(p *peer) {
 		if p.state != Resync {
 			r.setState(p, Resync, "its image is being copied")
 		}
-	case p.durable+liveLag >= r.last.Seq && p.state != Live:
+	case p.durable+liveLag >= r.last.Seq && r.kept.above(p.durable) <= liveLagBytes && p.state != Live:
 		r.setState(p, Live, "")
 	case p.state == Down || p.state == Resync:
 		r.setState(p, CatchUp, "")

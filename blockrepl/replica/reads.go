@@ -143,6 +143,9 @@ func (r *Replica) onHeartbeatAck(p *peer, m *wire.HeartbeatAck) {
 	if Time(m.SentAt) <= r.now && Time(m.SentAt) >= r.m.leaseFrom {
 		p.lease = max(p.lease, Time(m.SentAt).Add(r.cfg.PeerTimeout-r.cfg.PeerTimeout/leaseMargin))
 	}
+	if Time(m.SentAt) <= r.now {
+		p.answered = max(p.answered, Time(m.SentAt))
+	}
 	r.onAck(p, &m.Ack)
 }
 
