@@ -80,3 +80,44 @@ func TestWhoeverJoinsAnUnbelievedPastIsCopiedWhole(t *testing.T) {
 		t.Errorf("%d records are set aside, which the master has", len(s.aside))
 	}
 }
+
+// A server whose past had parted from what another one holds, by force, and had gone on
+// to higher numbers, announced nothing as missing: the other's were lower.
+func TestLossOfLowerNumbersIsAnnounced(t *testing.T) {
+	c := newCluster(t, 4, wire.Suspend)
+	c.start("a", "b", "c", "d")
+	c.pass(time.Second)
+	a, b, d := c.node("a"), c.node("b"), c.node("d")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.pass(time.Second)
+	c.unlink(a, d)
+	a.mustWait(a.write(conn, 0, "y"))
+	lost := a.r.last.Seq
+	c.kill("a")
+	c.kill("b")
+	c.kill("c")
+	force := func(n *node) {
+		t.Helper()
+		if res := n.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true} }); res == nil || res.Err != nil {
+			t.Fatalf("promote %v: %+v", n.id, res)
+		}
+	}
+	force(d)
+	for range 4 {
+		d.mustComplete(d.write(d.open("db1", 1), 0, "z"))
+	}
+	c.kill("d")
+	c.start("b")
+	c.pass(time.Second)
+	force(b)
+	if b.r.commit < lost || d.log[len(d.log)-1].Seq <= lost {
+		t.Fatalf("b has committed %d, d holds %d; want both to have gone on from %d", b.r.commit, d.log[len(d.log)-1].Seq, lost)
+	}
+	c.kill("b")
+	c.start("a", "d") // and d is asked before it begins its next mastership by itself
+	res := d.command(func(id uint64) Event { return Promote{ID: id, AcceptLoss: true, DryRun: true} })
+	if res == nil || res.Report == nil || res.Report.Needs == "" || res.Report.MissingFirst != lost || res.Report.MissingLast != lost {
+		t.Fatalf("promote d: %+v, report %+v; want number %d announced, which a holds", res, res.Report, lost)
+	}
+}

@@ -181,7 +181,8 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 	h := r.hear()
 	rep := &PromoteReport{}
 	rep.Servers = append(rep.Servers, PromoteLine{r.cfg.Self, true, r.role, r.last.Seq, r.hard.Following, inSync(&h.base, r.cfg.Self)})
-	known, same := max(r.last.Seq, r.s.line, r.commit), r.last.Seq
+	known, parted := max(r.s.line, r.commit), record.Seq(0)
+	same := r.last.Seq
 	if r.s.beat != nil {
 		known = max(known, r.s.beat.Last)
 	}
@@ -190,10 +191,15 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 		if g := p.answer(); g != nil {
 			line.Answers, line.Role, line.Last, line.Epoch = true, g.Role, g.Last.Seq, g.Following
 			known = max(known, g.Last.Seq)
-			if !r.hasFollowed(g.Following) {
+			at := common(r.hard.History, r.last.Seq, g.History, g.Last.Seq)
+			switch {
+			case !r.hasFollowed(g.Following):
 				// A mastership of which nothing is here: from where it parts from ours,
 				// numbers name its records, and ours of those numbers are others.
-				same = min(same, common(r.hard.History, r.last.Seq, g.History, g.Last.Seq))
+				same, parted = min(same, at), max(parted, g.Last.Seq, r.last.Seq)
+			case at < g.Last.Seq:
+				// Ours may have gone on without them by force, and another server with them.
+				same, parted = min(same, at), max(parted, g.Last.Seq)
 			}
 		}
 		if p.id == h.base.Master && p.lastHeard > 0 {
@@ -203,10 +209,13 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 	}
 	r.verdict(ask, rep, h)
 	if rep.Needs == "" || mutated("miss only what is longer") {
-		same = r.last.Seq // by the rules nothing that others hold there was committed
+		same, parted = r.last.Seq, 0 // by the rules nothing that others hold there was committed
 	}
-	if known > same {
-		rep.MissingFirst, rep.MissingLast = same+1, known
+	if known > r.last.Seq {
+		parted = max(parted, known)
+	}
+	if parted > same {
+		rep.MissingFirst, rep.MissingLast = same+1, parted
 	}
 	return rep, h.base
 }

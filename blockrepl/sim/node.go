@@ -58,15 +58,16 @@ type node struct {
 	epoch         record.Epoch
 
 	// The oracle's.
-	line    *line      // of what it commits
-	seen    record.Seq // commit number looked at
-	damaged bool       // a fault took away what it had acknowledged
-	warned  bool       // the operator was told not to promote it
-	without wire.State // the change of which that was told, when it was not commanded
-	out     bool       // it knows that it is not in sync, and is told to keep its side
-	rash    bool       // as a candidate it was told to go on without others
-	held    bool       // the operator keeps it down
-	tidy    bool       // stopping in order
+	line    *line        // of what it commits
+	seen    record.Seq   // commit number looked at
+	damaged bool         // a fault took away what it had acknowledged
+	warned  bool         // the operator was told not to promote it
+	leftBy  record.Epoch // the promotion that left it out, when that was it
+	without wire.State   // the change of which that was told, when it was not commanded
+	out     bool         // it knows that it is not in sync, and is told to keep its side
+	rash    bool         // as a candidate it was told to go on without others
+	held    bool         // the operator keeps it down
+	tidy    bool         // stopping in order
 	copyOf  *backup
 	spared  int64 // the only one who knows what another has lost: no crash before
 }

@@ -131,10 +131,23 @@ func (o *operator) noted(s *Sim, n *node, t *replica.Note) {
 	}
 }
 
+// builtOn reports whether mastership e led to state st: counters alone do not tell,
+// where two masterships were forced beside each other.
+func (s *Sim) builtOn(st *wire.State, e record.Epoch) bool {
+	for _, n := range s.nodes {
+		for _, h := range []*replica.Hard{&n.journal.os.hard, &n.journal.durable.hard} {
+			if !e.IsZero() && h.State.Epoch == st.Epoch && len(h.History) > 0 && !e.Less(h.History[0].Epoch) {
+				return slices.ContainsFunc(h.History, func(x wire.EpochStart) bool { return x.Epoch == e })
+			}
+		}
+	}
+	return true
+}
+
 // clear takes a warning back once the server is in sync again.
 func (o *operator) clear(s *Sim, n *node) bool {
 	open := slices.ContainsFunc(o.asserts, func(f forced) bool { return slices.Contains(f.bars, n) })
-	if st, _ := s.newest(); s.member(n) && !open && newerState(st, &n.without) {
+	if st, _ := s.newest(); s.member(n) && !open && newerState(st, &n.without) && s.builtOn(st, n.leftBy) {
 		n.warned = false
 	}
 	return !n.warned
@@ -266,7 +279,7 @@ func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 		// A promotion that no majority knows of: whoever it left out is named.
 		for _, m := range s.nodes {
 			if v := n.rep.View(n.now()); !inState(&v.Config, m.id) {
-				m.warned = true
+				m.warned, m.leftBy = true, v.Config.Epoch
 			}
 		}
 	}
