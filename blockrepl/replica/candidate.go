@@ -119,7 +119,7 @@ func (r *Replica) candidate(c *candidate) {
 	for _, p := range r.peers {
 		p.joined, p.joining, p.admitting, p.lease = false, false, false, 0
 	}
-	r.hard.Promised = c.epoch
+	r.promiseTo(c.epoch)
 	r.note("asking for promises", "epoch", c.epoch.String(), "why", c.kind.String())
 	epoch := c.epoch
 	r.saveHard(func() {

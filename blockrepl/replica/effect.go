@@ -68,9 +68,12 @@ type Store struct {
 
 // Hard is the small durable state of a volume on a server, always written whole.
 type Hard struct {
-	State     wire.State
-	Promised  record.Epoch
-	Following record.Epoch // whose stream the tail belongs to
+	State    wire.State
+	Promised record.Epoch
+	// Rivals were promised before, the newest to each other server, which may have
+	// begun it since.
+	Rivals    []record.Epoch `json:",omitempty"`
+	Following record.Epoch   // whose stream the tail belongs to
 	History   []wire.EpochStart
 	// Checkpoint: the image is fsynced with everything through this.
 	// Invariant: Checkpoint <= applied <= committed.

@@ -132,6 +132,10 @@ func (r *Replica) promoteSet() []wire.Member {
 			set = append(set, m)
 		}
 	}
+	if e := r.rival(); !e.IsZero() && !c.asserted && !c.loss && !c.resolve {
+		r.stepDown(fmt.Sprintf("epoch %v was promised to %v, of which nobody who answers knows the outcome; needs --old-master-dead", e, e.Server))
+		return nil
+	}
 	// Without a majority that promised, the others could be promoted by the same
 	// right and never learn of this epoch.
 	if !c.asserted && !(c.handover && mutated("hand over without the old master's promise")) && !c.loss && !c.resolve && know < majority(len(c.base.Members)) && !mutated("promote without a majority") {

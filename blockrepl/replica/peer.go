@@ -179,7 +179,7 @@ func (r *Replica) unlink(p *peer, reason string) {
 func (r *Replica) greeting() *wire.Greeting {
 	return &wire.Greeting{
 		Name: r.cfg.Create.Name, UUID: r.hard.State.UUID, Incarnation: r.cfg.Incarnation,
-		State: r.hard.State, Promised: r.hard.Promised, Following: r.followed,
+		State: r.hard.State, Promised: r.hard.Promised, Rivals: slices.Clone(r.hard.Rivals), Following: r.followed,
 		History: slices.Clone(r.hard.History), Last: r.durablePos(), First: r.first,
 		Checkpoint: r.hard.Checkpoint, Applied: r.applied, Committed: r.commit, Role: r.role,
 		Resyncing: r.resyncing(), Forgot: r.forgot != "", SplitBrain: !r.splitBy.IsZero(),

@@ -44,7 +44,8 @@ func (r *Replica) onPrepare(p *peer, q *wire.Prepare) {
 		if !mutated("accept records after a newer promise") {
 			r.leaveMaster()
 		}
-		r.hard.Promised, r.promisedAt = q.Epoch, r.now
+		r.promiseTo(q.Epoch)
+		r.promisedAt = r.now
 		r.note("promised", "epoch", q.Epoch.String(), "to", p.id.String())
 	}
 	session := p.session
@@ -57,6 +58,38 @@ func (r *Replica) onPrepare(p *peer, q *wire.Prepare) {
 			r.send(p, &wire.Promise{Epoch: q.Epoch, OK: true, Greeting: *r.greeting()})
 		}
 	})
+}
+
+// promiseTo promises e. A promise to another server that it takes the place of is
+// remembered: that one may have begun its epoch with it, or begin it still.
+func (r *Replica) promiseTo(e record.Epoch) {
+	h := &r.hard
+	rivals := slices.DeleteFunc(slices.Clone(h.Rivals), func(x record.Epoch) bool {
+		return !h.State.Epoch.Less(x) || x.Server == h.Promised.Server || x.Server == e.Server
+	})
+	if p := h.Promised; p.Server != e.Server && p.Server != r.cfg.Self && h.State.Epoch.Less(p) && !mutated("forget an earlier promise") {
+		rivals = append(rivals, p)
+	}
+	h.Rivals, h.Promised = rivals, e
+}
+
+// rival is an epoch that this server, or one that promised the candidate's, had
+// promised to another server which did not: with that promise it may be master. Zero
+// when there is none.
+func (r *Replica) rival() record.Epoch {
+	c := r.c
+	open := func(e record.Epoch) bool {
+		return c.base.Epoch.Less(e) && e.Server != r.cfg.Self && c.pledge(e.Server) == nil
+	}
+	for _, p := range c.pledges {
+		if i := slices.IndexFunc(p.greeting.Rivals, open); i >= 0 {
+			return p.greeting.Rivals[i]
+		}
+	}
+	if i := slices.IndexFunc(r.hard.Rivals, open); i >= 0 {
+		return r.hard.Rivals[i]
+	}
+	return record.Epoch{}
 }
 
 // refusal says why a promise is not given, or "".

@@ -131,12 +131,18 @@ type heard struct {
 	other    record.ServerID   // one that answers from the other side of a split brain
 }
 
+func (h *heard) hearPromises(self record.ServerID, promised record.Epoch, rivals []record.Epoch) {
+	for _, e := range append(rivals[:len(rivals):len(rivals)], promised) {
+		if h.promised.Less(e) && e.Server != self {
+			h.promised = e
+		}
+	}
+}
+
 // hear puts together what the answers say.
 func (r *Replica) hear() *heard {
 	h := &heard{base: r.hard.State, past: r.hard.History, answers: 1}
-	if r.hard.Promised.Server != r.cfg.Self {
-		h.promised = r.hard.Promised
-	}
+	h.hearPromises(r.cfg.Self, r.hard.Promised, r.hard.Rivals)
 	for _, p := range r.peers {
 		g := p.answer()
 		if g == nil {
@@ -148,9 +154,7 @@ func (r *Replica) hear() *heard {
 		if newer(&g.State, &h.base) {
 			h.base, h.past = g.State, g.History
 		}
-		if h.promised.Less(g.Promised) && g.Promised.Server != r.cfg.Self {
-			h.promised = g.Promised
-		}
+		h.hearPromises(r.cfg.Self, g.Promised, g.Rivals)
 	}
 	for _, p := range r.peers {
 		g := p.answer()

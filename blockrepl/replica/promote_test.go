@@ -224,3 +224,35 @@ func TestAcceptedLossDoesNotSayThatTheMasterIsDead(t *testing.T) {
 		t.Fatalf("promote b: %+v", res)
 	}
 }
+
+// Of two candidates that had each a majority's promise the second one did not hear of
+// the first: a server named only the newest promise it had given. Both began.
+func TestPromiseToAnotherCandidateIsNamed(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+	c.kill("a")
+	b.step(Promote{ID: 1})
+	c.run()
+	if p := s.r.hard.Promised; p.Server != b.id || b.r.role != wire.RoleCandidate {
+		t.Fatalf("c has promised %v, b is %v; want a candidate that waits for the lease's end", p, b.r.role)
+	}
+	c.unlink(b, s)
+	b.up = false // asleep
+	c.start("a")
+	c.pass(time.Second)
+	if p := s.r.hard.Promised; p.Server != a.id {
+		t.Fatalf("c has promised %v; want an epoch of a", p)
+	}
+	res := a.command(func(id uint64) Event { return Promote{ID: id} })
+	if res == nil || res.Err == nil || res.Report == nil || res.Report.Needs != "old-master-dead" {
+		t.Fatalf("promote a: %+v; want it refused for what c promised to b", res)
+	}
+	b.up = true
+	c.pass(3 * time.Second)
+	if b.r.role != wire.RoleMaster || a.r.role == wire.RoleMaster {
+		t.Fatalf("a is %v, b is %v; want b to have begun, and nobody else", a.r.role, b.r.role)
+	}
+}

@@ -69,6 +69,7 @@ var defended = []string{
 	"accept records after a newer promise",
 	"break the vow of an orderly stop",
 	"take a side of others' split brain",
+	"forget an earlier promise",
 }
 
 // known are seeds that found a rule once, tried first: only where the model has changed

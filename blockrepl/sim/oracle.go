@@ -162,18 +162,21 @@ func (t *truth) durable(n *node, rec *record.Record) {
 			continue
 		}
 		d := &m.journal.durable
-		if len(t.wild) > 0 && rec.Epoch.Less(d.hard.Promised) {
-			continue // taken out of this line by force after it had acknowledged
+		if rec.Epoch.Less(d.hard.Promised) && (len(t.wild) > 0 || t.s.nodes[index(d.hard.Promised.Server)].holds(rec)) {
+			continue // taken out of this line by force after it had acknowledged, or to get it again
 		}
-		if rec.Seq < d.first && d.hard.Resync == nil && d.last.Seq >= rec.Seq {
-			continue // in its image, and trimmed
-		}
-		got := d.get(rec.Seq)
-		if got == nil || got.Sum != rec.Sum {
+		if !m.holds(rec) {
 			t.s.fail("durable everywhere", "master %v commits %d (epoch %v) with %v in sync (state %d of %v), whose journal durably ends at %v", n.id, rec.Seq, rec.Epoch, m.id, st.Number, st.Epoch, d.last)
 			return
 		}
 	}
+}
+
+// holds reports whether n has rec durably, in its journal or trimmed from it.
+func (n *node) holds(rec *record.Record) bool {
+	d := &n.journal.durable
+	got := d.get(rec.Seq)
+	return got != nil && got.Sum == rec.Sum || rec.Seq < d.first && d.hard.Resync == nil && d.last.Seq >= rec.Seq
 }
 
 // conflict: a master commits another record under a committed number.

@@ -58,6 +58,7 @@ func (m *Greeting) fields(c *coder) {
 	c.incarnation("incarnation", &m.Incarnation)
 	m.State.fields(c)
 	c.epoch("promised", &m.Promised)
+	list(c, "rivals", &m.Rivals, MaxServers, 16, func(c *coder, e *record.Epoch) { c.epoch("rival", e) })
 	c.epoch("following", &m.Following)
 	c.history(&m.History)
 	c.pos("last", &m.Last)

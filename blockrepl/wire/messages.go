@@ -100,7 +100,8 @@ type Greeting struct {
 	Incarnation record.Incarnation
 	State       State
 	Promised    record.Epoch
-	Following   record.Epoch // whose stream the tail belongs to
+	Rivals      []record.Epoch // promised to others before, and not known to have begun
+	Following   record.Epoch   // whose stream the tail belongs to
 	History     []EpochStart
 	Last        record.Pos
 	First       record.Seq // lowest number kept; Last+1 when none is
