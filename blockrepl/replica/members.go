@@ -284,8 +284,8 @@ func (r *Replica) forgetting(id record.ServerID) (reach int, force bool) {
 			reach++
 		}
 	}
-	if p := r.peer(id); p != nil && p.greeting != nil && !p.joined && r.lostPast(p, p.greeting) != "" {
-		// One whose past is not believed cannot be promoted anyway. What one that has
+	if p := r.peer(id); p != nil && p.greeting != nil && !p.joined && (p.greeting.Resyncing || r.lostPast(p, p.greeting) != "") {
+		// One whose past is not believed, or image not whole, cannot be promoted anyway. What one that has
 		// joined said before that tells nothing: a resync may have mended it.
 		return reach, false
 	}

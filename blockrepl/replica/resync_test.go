@@ -115,3 +115,41 @@ func TestStatusPointsToAcceptLossWhereNobodyInSyncIsBelieved(t *testing.T) {
 	a.want(Healthy)
 	b.want(Healthy)
 }
+
+// A server promised an epoch, and came back as an old copy of itself in the middle of a
+// resync: the epoch waited for it, its resync for the epoch, and status named nothing.
+func TestStatusPointsToForgetWhereAnEpochWaitsForAResync(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+	c.pass(time.Second)
+	c.kill("a")
+	c.mangle = func(_ record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Join); ok {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	c.start("a")
+	c.pass(time.Second)
+	if a.r.role != wire.RoleMaster || a.r.m.serving {
+		t.Fatalf("a is %v; want a master that waits for b", a.r.role)
+	}
+	c.kill("b")
+	b.hard.Resync, b.hard.Checkpoint, b.slowCopy = &ResyncMark{Base: 1, High: 1}, 0, true
+	c.mangle = nil
+	c.start("b")
+	c.pass(3 * time.Second)
+	if v := a.r.View(c.now); v.State != Suspended || v.Next != "bring b back, or go on without it: blockrepl forget vol0 b" {
+		t.Fatalf("a: %s: %s; next: %s", v.State, v.Reason, v.Next)
+	}
+	b.slowCopy = false
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget b: %+v", res)
+	}
+	c.pass(5 * time.Second)
+	a.want(Healthy)
+	b.want(Healthy)
+}

@@ -177,7 +177,7 @@ func (s *Sim) member(n *node) bool {
 // that it does: where only n's disk said that it admitted m, nobody is left to tell.
 func (s *Sim) spare(n *node) bool {
 	for _, m := range s.nodes {
-		if m != n && s.member(m) && m.up && !m.dead && !m.sickDisk && inState(&m.journal.durable.hard.State, m.id) {
+		if m != n && s.member(m) && m.up && !m.dead && !m.sickDisk && inState(&m.journal.durable.hard.State, m.id) && s.complete(m) {
 			return true
 		}
 	}
