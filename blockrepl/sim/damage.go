@@ -88,6 +88,10 @@ func (n *node) noting() bool {
 	return os.Proposed != nil || os.State.Epoch != durable.State.Epoch || os.State.Number != durable.State.Number
 }
 
+// unnoticed reports whether n's disk lost what it had called durable, and nobody may
+// have noticed: were n promoted without those who could tell, nobody ever would.
+func (s *Sim) unnoticed(n *node) bool { return n.damaged && !s.complete(n) }
+
 // sound reports whether all but n run and everyone hears everyone.
 func (s *Sim) sound(n *node) bool {
 	for _, m := range s.nodes {

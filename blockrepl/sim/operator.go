@@ -50,7 +50,7 @@ func (o *operator) order(s *Sim, f fault, n *node) {
 	o.next++
 	switch f {
 	case fPromote:
-		if o.promote != 0 || n.warned && !o.clear(s, n) && !o.heedless(s, n) {
+		if o.promote != 0 || s.unnoticed(n) || n.warned && !o.clear(s, n) && !o.heedless(s, n) {
 			return
 		}
 		s.hit(f, n)
@@ -183,7 +183,7 @@ func (o *operator) usurp(s *Sim, n *node) {
 
 // usurped is the promotion, and sometimes a crash in its middle.
 func (o *operator) usurped(s *Sim, n *node) {
-	if o.promote != 0 || s.calm || s.now < s.quiet {
+	if o.promote != 0 || s.calm || s.now < s.quiet || s.unnoticed(n) {
 		return
 	}
 	if n.warned && !s.prof.careless && !o.clear(s, n) {
