@@ -14,16 +14,30 @@ import (
 // tcpFloor measures the two things that every copy to another server needs: loopback TCP and the file system.
 func (b *bench) tcpFloor(ctx context.Context) error {
 	const total = 1 << 30
-	rate, err := copyTCP(ctx, total)
+	rate, err := bestOf(func() (float64, error) { return copyTCP(ctx, total) })
 	if err != nil {
 		return fmt.Errorf("measure loopback TCP: %w", err)
 	}
-	b.res.special("floor: loopback TCP", rate/1e6, "MB/s", "1 MiB writes, one connection, 1 GiB")
-	if rate, err = writeFile(filepath.Join(b.place.dir, "floor"), b.content); err != nil {
+	b.res.special("floor: loopback TCP", rate/1e6, "MB/s", "1 MiB writes, one connection, 1 GiB, the best of three times")
+	rate, err = bestOf(func() (float64, error) { return writeFile(filepath.Join(b.place.dir, "floor"), b.content) })
+	if err != nil {
 		return fmt.Errorf("measure the file system: %w", err)
 	}
-	b.res.special("floor: disk", rate/1e6, "MB/s", "1 MiB writes of the content to a new file, then fdatasync")
+	b.res.special("floor: disk", rate/1e6, "MB/s", "1 MiB writes of the content to a new file, then fdatasync, the best of three times")
 	return nil
+}
+
+// bestOf measures three times: one disturbed floor would make everything that is held
+// against it look good.
+func bestOf(measure func() (float64, error)) (best float64, err error) {
+	for range 3 {
+		rate, err := measure()
+		if err != nil {
+			return 0, err
+		}
+		best = max(best, rate)
+	}
+	return best, nil
 }
 
 // copyTCP sends total bytes to itself and gives bytes a second.
