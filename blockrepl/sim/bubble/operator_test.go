@@ -297,6 +297,9 @@ func (o *operator) do(m *machine, st *blockrepl.VolumeStatus) {
 			return // it is not: it may even be master by our own command
 		}
 		force := len(words) > 3 && words[3] == "--force" || len(o.w.machines) == 2
+		if newest, _, ok := o.newest(); force && (!ok || newest.Master != at.id) {
+			return // somebody else was promoted meanwhile, perhaps the lost one
+		}
 		o.run(at, "forget", blockrepl.ForgetRequest{Server: lost, Force: force}, nil)
 	case "resolve":
 		o.w.errorf("split brain although the operator kept the rules: %s: %s", m.name, st.Reason)
