@@ -58,7 +58,7 @@ func (v *Volume) Status(ctx context.Context) VolumeStatus {
 		st.Next = "make room on the file system of " + v.s.opt.DataDir
 	}
 	if serves := st.State == StateHealthy || st.State == StateDegraded; serves && view.Role == wire.RoleSlave &&
-		slices.Contains(st.InSync, v.s.opt.ID.String()) && v.s.space.free(v) < spaceLow {
+		slices.Contains(st.InSync, v.s.opt.ID.String()) && v.s.space.free(v) < replica.SpaceReserve {
 		st.State, st.Reason = StateSuspended, "no space here for more records; clients that write get ENOSPC"
 		st.Next = fmt.Sprintf("make room on the file systems of %s and %s", v.s.opt.DataDir, v.opt.Image)
 	}

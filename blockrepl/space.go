@@ -18,10 +18,6 @@ import (
 // imageReserve is what is left free on the images' file systems, in bytes.
 const imageReserve = 256 << 20
 
-// spaceLow is the free space below which a slave says itself that it has none, in bytes:
-// what a master leaves free on every in-sync server.
-const spaceLow = 16 << 20
-
 // spaceStep is the change that is worth an event, in bytes.
 const spaceStep = 1 << 20
 

@@ -207,11 +207,11 @@ func (r *Replica) room(n int64) bool { return r.cramped(n).IsZero() }
 // cramped gives the first in-sync server that has no room for a record of n bytes,
 // zero when all have.
 func (r *Replica) cramped(n int64) record.ServerID {
-	if r.free-r.kept.above(r.durable)-2*n < spaceReserve {
+	if r.free-r.kept.above(r.durable)-2*n < SpaceReserve {
 		return r.cfg.Self
 	}
 	for _, p := range r.peers {
-		if p.joined && p.free > 0 && inSync(&r.hard.State, p.id) && p.free-r.kept.above(p.durable)-2*n < spaceReserve {
+		if p.joined && p.free > 0 && inSync(&r.hard.State, p.id) && p.free-r.kept.above(p.durable)-2*n < SpaceReserve {
 			return p.id
 		}
 	}

@@ -33,9 +33,9 @@ const (
 	// image does not hold yet: reads wait for that. Beyond it answers wait as well.
 	applyLagRecords = 1024
 	applyLagBytes   = 8 << 20
-	// spaceReserve is what the master leaves free on every in-sync server, in
+	// SpaceReserve is what the master leaves free on every in-sync server, in
 	// bytes: for metadata, other volumes and records already under way.
-	spaceReserve = 16 << 20
+	SpaceReserve = 16 << 20
 	// forwardBytesMax and forwardRecordsMax bound one Forward frame; the rest goes
 	// into further ones.
 	forwardBytesMax   = 1 << 20

@@ -285,8 +285,9 @@ func (r *Replica) forgetting(id record.ServerID) (reach int, force bool) {
 		}
 	}
 	if p := r.peer(id); p != nil && p.greeting != nil && !p.joined && (p.greeting.Resyncing || r.lostPast(p, p.greeting) != "") {
-		// One whose past is not believed, or image not whole, cannot be promoted anyway. What one that has
-		// joined said before that tells nothing: a resync may have mended it.
+		// One whose past is not believed, or whose image is not whole, cannot be promoted
+		// anyway. What one that has joined said before that tells nothing: a resync may
+		// have mended it.
 		return reach, false
 	}
 	return reach, reach < majority(len(r.hard.State.Members))

@@ -29,12 +29,12 @@ func (r *Replica) join(p *peer) {
 		}
 		return
 	}
-	if g.Resyncing && !r.m.serving && r.waited(p.id) {
-		// Each would wait for the other. It promised before it lost what it had.
-		r.setState(p, Down, fmt.Sprintf("its image is still being copied; to resync it: blockrepl forget %s %v", r.cfg.Create.Name, p.id))
-		return
-	}
 	if g.Resyncing && !r.m.serving {
+		if r.waited(p.id) {
+			// Each would wait for the other. It promised before it lost what it had.
+			r.setState(p, Down, fmt.Sprintf("its image is still being copied; to resync it: blockrepl forget %s %v", r.cfg.Create.Name, p.id))
+			return
+		}
 		// It would read extents that this server's redo has not reached yet.
 		r.setState(p, Probe, "its resync goes on when the master serves")
 		return

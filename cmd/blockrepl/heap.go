@@ -8,10 +8,11 @@ import (
 	"time"
 )
 
-// A busy server lives on about 110 MiB of Go memory: recent records, journal batches,
-// requests. The runtime lets garbage double that, and more after a moment with many
-// large requests; beside it stand 128 MiB of the journal's memtables, which are not
-// Go's. So the runtime is given a soft limit: from heapFloor on it collects more often.
+// A busy server lives on 110 to 240 MiB of Go memory: recent records, journal batches,
+// requests, and the journal's memtables, 64 MiB each and mostly two, which are Go's in a
+// build without cgo. The runtime lets garbage double that, and more after a moment with
+// many large requests. So it is given a soft limit: from heapFloor on it collects more
+// often.
 const (
 	heapFloor = 208 << 20 // bytes
 	heapEvery = time.Second
