@@ -13,8 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// What no server can have on the machine of a run, whatever it does.
+//
 // nbdkit answers a write that is nowhere but in the page cache; a server of ours answers when the logs of all copies are
-// durable. What that costs on a machine, whoever does it, is measured here, and bounds the ratios to nbdkit.
+// durable. What that costs, whoever does it, is measured here, and bounds the ratios to nbdkit. Reads are bounded by the client.
 
 const (
 	boundTime  = time.Second
@@ -195,4 +197,36 @@ func withSyncs(job string, f func(*Sample) float64, floor string, scale float64)
 		rate *= scale
 		return rate / (rate + r.of(job, reference, f).median)
 	}
+}
+
+// withClientOnly is the most that any server would reach, in parts of the better of theirs: what the client reaches by
+// itself, one thread that never waits for an answer. Of the servers measured, that counts which let it do a request for the
+// least CPU.
+func withClientOnly(job string, f func(*Sample) float64, theirs ...string) func(*Result) float64 {
+	return func(r *Result) float64 {
+		alone, best := math.NaN(), math.NaN()
+		for _, p := range r.measuredPeers() {
+			alone = fmax(alone, r.of(job, p, func(s *Sample) float64 { return f(s) / clientBusy(s) }).median)
+		}
+		for _, p := range theirs {
+			best = fmax(best, r.of(job, p, f).median)
+		}
+		return alone / best
+	}
+}
+
+// clientBusy is the part of its time that the client, one thread, was running.
+func clientBusy(s *Sample) float64 {
+	if s.ClientCPU == 0 || s.Requests == 0 {
+		return math.NaN()
+	}
+	return s.ClientCPU * s.IOPS / float64(s.Requests)
+}
+
+// fmax is the greater of what was measured.
+func fmax(a, b float64) float64 {
+	if math.IsNaN(a) || b > a {
+		return b
+	}
+	return a
 }

@@ -51,8 +51,8 @@ func (r *Result) markdown() string {
 		p("**The machine was busy** before this run began (load %.1f on %d cores), so others had a part of every figure. Such a "+
 			"run is hard on what needs many processes for one answer. Where the spread is wide, the figure says little.\n\n", load, r.Machine.Cores)
 	}
-	p("![plot](results.svg)\n\n## Targets\n\nBound: the most that nbdkit itself would reach in this run if it waited, as a server of ours does, until a log "+
-		"of every copy is durable, and all else cost nothing.\n\n%s\n", r.targetTable())
+	p("![plot](results.svg)\n\n## Targets\n\nBound: of writes, the most that nbdkit itself would reach in this run if it waited, as a server of ours does, until a log "+
+		"of every copy is durable, and all else cost nothing; of reads, the most that the client would reach if it never waited for a server.\n\n%s\n", r.targetTable())
 	p("## Speed\n\nMedian ±spread ×ratio to nbdkit.\n\n%s\n", r.speedTable())
 	p("## Special figures\n\n%s\n", r.specialTable())
 	p("## Latency\n\n%s\n", r.detailTable("p50 / p99 / p99.9, µs", r.medians(p50, p99, p999)))

@@ -223,6 +223,26 @@ func TestBoundAddsTheSyncsToTheReference(t *testing.T) {
 	}
 }
 
+func TestBoundOfReadsIsAClientThatNeverWaits(t *testing.T) {
+	sample := func(peer string, iops, clientCPU float64) Sample {
+		return Sample{Job: "randread-4k-qd32", Peer: peer, IOPS: iops, Requests: int64(2 * iops), ClientCPU: clientCPU} // 2 s
+	}
+	bound := withClientOnly("randread-4k-qd32", iops, "nbdkit", "qemu-nbd")
+	r := &Result{Samples: []Sample{sample("qemu-nbd", 50000, 1.6), sample("blockrepl-1", 88000, 1.6)}}
+	if got, want := bound(r), 110000.0/50000; got != want {
+		t.Errorf("without nbdkit: got %g, want %g", got, want)
+	}
+	r.Samples = append(r.Samples, sample("nbdkit", 80000, 1.8))
+	if got, want := bound(r), 110000.0/80000; got != want {
+		t.Errorf("got %g, want %g: ours let the client work for 80 %% of the time", got, want)
+	}
+	r.Samples = r.Samples[:1]
+	r.Samples[0].ClientCPU = 0
+	if got := bound(r); !math.IsNaN(got) {
+		t.Errorf("without the client's CPU: got %g", got)
+	}
+}
+
 func TestBareCopyIsWrittenRoundItsLog(t *testing.T) {
 	c := &bareCopy{data: make([]byte, bareLoad)}
 	path := filepath.Join(t.TempDir(), "log")
