@@ -2,6 +2,7 @@ package blockrepl
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -90,8 +91,10 @@ func (a *answerer) answer(l *link, m *wire.HashQuery) error {
 	out := &wire.ExtentData{Epoch: m.Epoch, ID: m.ID, Offset: m.Offset, Length: m.Length}
 	read, err := a.compare(m, out)
 	if err != nil {
-		return err
+		v.blind.stop(v, l.peer.id, m.Offset, a.narrow(err))
+		return nil // it comes again
 	}
+	v.blind.pass(l.peer.id, m.Offset)
 	out.Applied = record.Seq(v.app.applying.Load())
 	if !a.may(m) {
 		return nil // the loop publishes before the image is touched: what was read may be another past's
@@ -101,6 +104,22 @@ func (a *answerer) answer(l *link, m *wire.HashQuery) error {
 	}
 	l.out.control(v.tag, out)
 	return nil
+}
+
+// narrow finds the first block that cannot be read in the extent where err says that
+// reading failed: that much is to be written over by whoever gives it up.
+func (a *answerer) narrow(err error) error {
+	var e *image.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	block := make([]byte, narrowBlock)
+	for off := e.Extent.Lo; off < e.Extent.Hi; off += narrowBlock {
+		if err := a.v.img.ReadAt(block[:min(narrowBlock, e.Extent.Hi-off)], off); err != nil {
+			return err
+		}
+	}
+	return err // meanwhile all of it can be read
 }
 
 // may reports whether the image is what m asks for: of this server's present

@@ -150,7 +150,7 @@ func TestAMasterThatIsReplacedMeanwhileGivesNoAnswer(t *testing.T) {
 				v.app = newApplier(v, 9)
 				v.answer.init(v)
 				defer v.answer.cancel()
-				l := &link{}
+				l := &link{peer: &peerLink{id: next.Server}}
 				l.out.init(func(why string) { t.Errorf("link closed: %s", why) })
 				q := queryOf(t, im, resyncBlock)
 				q.Epoch = mine

@@ -106,6 +106,10 @@ const (
 	// resyncSync is how many bytes are copied between two fsyncs of the progress; up
 	// to twice as many while one is under way, then the copying waits for it.
 	resyncSync = 64 << 20
+	// narrowBlock is how exactly an extent is named that cannot be read, in bytes: a
+	// page, since less cannot be written without reading the rest.
+	narrowBlock = 4096
+
 	// resyncAgain is how long an answer may take before the query is sent again.
 	resyncAgain = 20 * time.Second
 	// answersMax bounds the HashQueries that wait at the master; further ones are

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"syscall"
 	"time"
 
@@ -119,42 +118,6 @@ func (v *Volume) unanswerable(err error) error {
 		v.fail("image", err)
 	}
 	return fmt.Errorf("%w: %w", ErrAborted, err)
-}
-
-// unreadable counts what could not be read of an image on which a volume depends.
-type unreadable struct {
-	mu   sync.Mutex
-	n    uint64
-	last string
-}
-
-func (u *unreadable) note(v *Volume, err *image.Error) {
-	u.mu.Lock()
-	u.n++
-	first := u.n == 1
-	u.last = err.Error()
-	u.mu.Unlock()
-	if first {
-		v.logr.Error("image cannot be read, and no other server is in sync; the client is told", "err", err)
-	}
-}
-
-// tell puts it into a status that says nothing worse.
-func (u *unreadable) tell(st *VolumeStatus) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	st.Counters["image_reads_failed"] += u.n
-	if u.n == 0 || st.State != StateHealthy && st.State != StateDegraded {
-		return
-	}
-	why := fmt.Sprintf("%d reads of this server's image failed, and nobody else could answer; the last: %s", u.n, u.last)
-	if st.Reason != "" {
-		why = st.Reason + "; " + why
-	}
-	st.Reason = why
-	if st.Next == "" {
-		st.Next = "bring another server in sync, then replace this one's disk"
-	}
 }
 
 // look runs see when the image is current; it waits for that, at most for the io
