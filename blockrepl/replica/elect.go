@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
@@ -45,19 +46,27 @@ func (r *Replica) tryElect() {
 	if c.resolve {
 		st.Overruled = c.epoch
 	}
-	command, epoch := c.command, c.epoch
-	note := ""
-	if out := dropped(&base, &st); st.Forced && len(out) > 0 {
-		note = warnPromoted(out...)
+	var out []record.ServerID
+	if c.kind == promoting {
+		out = leftOut(&base, &st, c.report)
 	}
 	r.hard.Proposed = nil
 	if c.alone {
 		r.forgot, r.hard.Forgot = "", "" // what the image holds is the volume
 	}
-	r.beginEpoch(epoch, st, r.baseNumber(), c.loss)
-	if command != 0 {
-		r.promoted(command, epoch, c.report, note)
+	r.beginEpoch(c.epoch, st, r.baseNumber(), c.loss)
+	r.promoted(c, out)
+}
+
+// leftOut are the servers that a promotion begins its epoch without although the state
+// before, or the report that the operator saw, has them in sync: they lack what it is
+// going to acknowledge. Where no majority knows it, these are all that are out of sync,
+// as with forget.
+func leftOut(base, st *wire.State, rep *PromoteReport) []record.ServerID {
+	was := func(id record.ServerID) bool {
+		return inSync(base, id) || rep != nil && slices.ContainsFunc(rep.Servers, func(l PromoteLine) bool { return l.Server == id && l.InSync })
 	}
+	return slices.DeleteFunc(outOf(st), func(id record.ServerID) bool { return !st.Forced && !was(id) })
 }
 
 // restartSet is the whole in-sync set but what the operator excluded, or nil

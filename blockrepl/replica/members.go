@@ -270,7 +270,7 @@ func (r *Replica) forget(ev Forget) {
 		r.m.change.note = warnPromoted(ev.Server)
 		if st.Forced {
 			// No majority knows: whoever is out of the set could be promoted by the others.
-			r.m.change.note = warnPromoted(slices.DeleteFunc(slices.Clone(st.Members), func(id record.ServerID) bool { return inSync(&st, id) })...)
+			r.m.change.note = warnPromoted(outOf(&st)...)
 		}
 	}
 }
@@ -293,7 +293,12 @@ func (r *Replica) forgetting(id record.ServerID) (reach int, force bool) {
 	return reach, reach < majority(len(r.hard.State.Members))
 }
 
+// warnPromoted is what the operator is told of servers that lack, or are going to
+// lack, what is acknowledged; "" of none.
 func warnPromoted(list ...record.ServerID) string {
+	if len(list) == 0 {
+		return ""
+	}
 	return fmt.Sprintf("%s must not be promoted from now on until in sync again", names(list))
 }
 

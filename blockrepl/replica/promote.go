@@ -34,7 +34,9 @@ type PromoteReport struct {
 	MissingFirst, MissingLast record.Seq
 	// SilentFor is how long the old master has not been heard.
 	SilentFor int64 // ns
-	Epoch     record.Epoch
+	// Epoch has begun with the servers InSync; zero while none has.
+	Epoch  record.Epoch
+	InSync []record.ServerID
 }
 
 // PromoteLine is one server in the report.
@@ -363,13 +365,21 @@ func (r *Replica) stand(base wire.State, asserted bool) {
 	r.candidate(c)
 }
 
-// promoted answers a promotion whose epoch has begun.
-func (r *Replica) promoted(command uint64, e record.Epoch, rep *PromoteReport, note string) {
+// promoted answers a promotion whose epoch has begun without the servers in out. One
+// that nobody commanded here, as when the master stops, tells only the log of them.
+func (r *Replica) promoted(c *candidate, out []record.ServerID) {
+	if len(out) > 0 {
+		r.warn("the promotion left servers out; they must not be promoted until in sync again", "servers", names(out), "epoch", c.epoch.String())
+	}
+	if c.command == 0 {
+		return
+	}
+	rep := c.report
 	if rep == nil {
 		rep = &PromoteReport{Allowed: true} // of Resolve
 	}
-	rep.Epoch = e
-	r.result(Result{ID: command, Report: rep, Note: note})
+	rep.Epoch, rep.InSync = c.epoch, ids(r.hard.State.InSync)
+	r.result(Result{ID: c.command, Report: rep, Note: warnPromoted(out...)})
 }
 
 // tickSurvey looks at the clock.

@@ -256,3 +256,34 @@ func TestPromiseToAnotherCandidateIsNamed(t *testing.T) {
 		t.Fatalf("a is %v, b is %v; want b to have begun, and nobody else", a.r.role, b.r.role)
 	}
 }
+
+// Only a promotion that no majority knew of told whom it left out, while the others
+// barred just as much who had not answered.
+func TestPromotionNamesWhomItLeavesOut(t *testing.T) {
+	for _, tc := range []struct {
+		what string
+		kill []string
+		ask  Promote
+		set  string
+		note string
+	}{
+		{"switchover", nil, Promote{}, "a b c", ""},
+		{"switchover beside a dead slave", []string{"c"}, Promote{}, "a b", "c must not be promoted"},
+		{"take-over", []string{"a"}, Promote{}, "b c", "a must not be promoted"},
+		{"take-over alone", []string{"a", "c"}, Promote{OldMasterDead: true}, "b", "a c must not be promoted"},
+	} {
+		c := three(t, wire.Suspend)
+		c.node("a").mustComplete(c.node("a").write(c.node("a").open("db1", 0), 0, "x"))
+		for _, name := range tc.kill {
+			c.kill(name)
+		}
+		b := c.node("b")
+		res := b.command(func(id uint64) Event { tc.ask.ID = id; return tc.ask })
+		if res == nil || res.Err != nil {
+			t.Fatalf("%s: %+v", tc.what, res)
+		}
+		if got := names(res.Report.InSync); got != tc.set || !strings.HasPrefix(res.Note, tc.note) || (res.Note == "") != (tc.note == "") {
+			t.Errorf("%s: in sync %q, note %q; want %q, %q", tc.what, got, res.Note, tc.set, tc.note)
+		}
+	}
+}

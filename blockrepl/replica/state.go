@@ -85,6 +85,11 @@ func dropped(a, b *wire.State) []record.ServerID {
 	return out
 }
 
+// outOf are the members that s does not have in sync.
+func outOf(s *wire.State) []record.ServerID {
+	return slices.DeleteFunc(slices.Clone(s.Members), func(id record.ServerID) bool { return inSync(s, id) })
+}
+
 // parting is how many epochs two histories begin with alike.
 func parting(a, b []wire.EpochStart) int {
 	n := 0

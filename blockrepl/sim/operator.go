@@ -275,13 +275,8 @@ func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 		}
 	}
 	o.settled(func(f forced) bool { return f.id == r.ID })
-	if r.Report != nil && r.Err == nil && r.Note != "" {
-		// A promotion that no majority knows of: whoever it left out is named.
-		for _, m := range s.nodes {
-			if v := n.rep.View(n.now()); !inState(&v.Config, m.id) {
-				m.warned, m.leftBy = true, v.Config.Epoch
-			}
-		}
+	if rep := r.Report; r.Err == nil && rep != nil && !rep.Epoch.IsZero() {
+		o.leftOut(s, n, r)
 	}
 	o.answered(s, n, r)
 	if n.filling != nil && r.ID == n.filling.id {
@@ -299,6 +294,23 @@ func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 		}
 		s.crash(n, false)
 		s.at(exp(s.dice.oper, peerTimeout), event{what: evStart, n: n.i})
+	}
+}
+
+// leftOut hears whom a promotion at n left out: all of them are named. Only where no
+// majority knows of it does this operator heed that; else it tries whether the rules
+// alone, without a flag, keep those servers from being promoted.
+func (o *operator) leftOut(s *Sim, n *node, r *replica.Result) {
+	st := n.rep.View(n.now()).Config
+	for _, line := range r.Report.Servers {
+		if line.InSync && !inState(&st, line.Server) && !slices.Contains(strings.Fields(r.Note), line.Server.String()) {
+			s.fail("who is left out is named", "%v is promoted to %v without %v, which the report has in sync; the warning is %q", n.id, r.Report.Epoch, line.Server, r.Note)
+		}
+	}
+	for _, m := range s.nodes {
+		if st.Forced && r.Note != "" && !inState(&st, m.id) {
+			m.warned, m.leftBy = true, st.Epoch
+		}
 	}
 }
 
