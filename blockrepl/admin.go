@@ -116,7 +116,7 @@ func handlePromote(ctx context.Context, v *Volume, body io.Reader) (any, error) 
 	if err != nil && (res.Report == nil || res.Report.Allowed) {
 		return nil, err
 	}
-	return v.promoteReport(res.Report), nil // a refusal is told by the report, with all it found
+	return v.promoteReport(&res), nil // a refusal is told by the report, with all it found
 }
 
 func handleForget(ctx context.Context, v *Volume, body io.Reader) (any, error) {
@@ -157,7 +157,7 @@ func handleResolve(ctx context.Context, v *Volume, body io.Reader) (any, error) 
 	if err != nil {
 		return nil, err
 	}
-	return v.promoteReport(res.Report), nil
+	return v.promoteReport(&res), nil
 }
 
 func handleSet(ctx context.Context, v *Volume, body io.Reader) (any, error) {

@@ -169,11 +169,12 @@ func TestCommandsAreAnsweredOrRefusedWithTheWayOut(t *testing.T) {
 	}
 	c.kill(0)
 	rep, _ := ask[PromoteReport](t, c.servers[1], "POST", "/v1/volumes/vol0/promote", `{"dry_run":true}`)
-	if rep.Graceful || len(rep.Servers) != 3 {
+	if rep.Graceful || len(rep.Servers) != 3 || rep.InSync == nil || rep.Warning != "" {
 		t.Errorf("dry run without the master: %+v", rep)
 	}
 	done, code := ask[PromoteReport](t, c.servers[1], "POST", "/v1/volumes/vol0/promote", `{"old_master_dead":true}`)
-	if code != http.StatusOK || !done.Allowed || done.Epoch == "" {
+	if code != http.StatusOK || !done.Allowed || done.Epoch == "" || strings.Join(done.InSync, "") != "bc" ||
+		!strings.HasPrefix(done.Warning, "a must not be promoted") {
 		t.Errorf("promote %d: %+v", code, done)
 	}
 }

@@ -10,7 +10,7 @@ type PromoteRequest struct {
 	AcceptLoss    bool `json:"accept_loss"`
 }
 
-// PromoteReport is its answer, and what --dry-run prints.
+// PromoteReport is its answer, what --dry-run prints, and the answer to a ResolveRequest.
 type PromoteReport struct {
 	Volume    string          `json:"volume"`
 	Candidate string          `json:"candidate"`
@@ -25,6 +25,10 @@ type PromoteReport struct {
 	MissingLast    uint64  `json:"missing_last"`
 	MissingSeconds float64 `json:"missing_seconds"`
 	Epoch          string  `json:"epoch"` // of the new mastership; "" for a dry run
+	// InSync are the servers that the epoch began with; Warning names those that must not
+	// be promoted now, since they were left out. Empty where none began.
+	InSync  []string `json:"in_sync"`
+	Warning string   `json:"warning"`
 }
 
 // PromoteServer is one line of the report.

@@ -22,7 +22,7 @@ func (c *cluster) promote(i int, p replica.Promote) (*PromoteReport, error) {
 	defer cancel()
 	v := c.vol(i)
 	res, err := v.command(ctx, func(id uint64) replica.Event { p.ID = id; return p })
-	return v.promoteReport(res.Report), err
+	return v.promoteReport(&res), err
 }
 
 func (c *cluster) forget(i int, server string, force bool) error {

@@ -150,8 +150,9 @@ func (cs *clients) status() []ClientStatus {
 }
 
 // promoteReport writes what the state machine found in the operator's words.
-func (v *Volume) promoteReport(r *replica.PromoteReport) *PromoteReport {
-	out := &PromoteReport{Volume: v.name, Candidate: v.s.opt.ID.String(), Servers: []PromoteServer{}}
+func (v *Volume) promoteReport(res *replica.Result) *PromoteReport {
+	out := &PromoteReport{Volume: v.name, Candidate: v.s.opt.ID.String(), Servers: []PromoteServer{}, InSync: []string{}, Warning: res.Note}
+	r := res.Report
 	if r == nil {
 		return out
 	}
@@ -173,6 +174,7 @@ func (v *Volume) promoteReport(r *replica.PromoteReport) *PromoteReport {
 	if !r.Epoch.IsZero() {
 		out.Epoch = r.Epoch.String()
 	}
+	out.InSync = append(out.InSync, idNames(r.InSync)...)
 	return out
 }
 

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +29,9 @@ cannot; then you must say what it cannot see:
 
 --dry-run changes nothing and prints who answers, the last number that each
 holds and what could be missing. Run it first.
+
+Servers that did not answer are left out of the in-sync set. The answer names them: do
+not promote them before they are in sync again.
 
 The old master returns as a slave. What only it had is set aside (quarantined),
 never applied and never dropped: see "blockrepl journal list".
@@ -68,9 +69,7 @@ func promote(c *cli.Context) error {
 	var r blockrepl.PromoteReport
 	err = a.command(c, volumePath(volume, "promote"), request, &r, func(w io.Writer) {
 		showPromote(w, &r, request.DryRun)
-		if r.Allowed && !request.DryRun {
-			a.showLeftOut(c, w, &r)
-		}
+		showInSync(w, r.InSync, r.Warning)
 	})
 	if err != nil || r.Allowed {
 		return err
@@ -117,25 +116,14 @@ func showPromote(w io.Writer, r *blockrepl.PromoteReport, dryRun bool) {
 	}
 }
 
-// showLeftOut says who is in sync now: the servers that did not answer are not, and
+// showInSync says with whom a new mastership goes on, and who must not be promoted now:
 // nobody else tells the operator at this moment.
-func (a *admin) showLeftOut(c *cli.Context, w io.Writer, r *blockrepl.PromoteReport) {
-	ctx, cancel := context.WithTimeout(c.Context, progressWait)
-	defer cancel()
-	var s blockrepl.Status
-	if a.get(ctx, "/v1/status", &s) != nil {
-		return // it is done all the same
+func showInSync(w io.Writer, inSync []string, warning string) {
+	if len(inSync) > 0 {
+		fmt.Fprintf(w, "in sync: %s\n", strings.Join(inSync, " "))
 	}
-	i := slices.IndexFunc(s.Volumes, func(v blockrepl.VolumeStatus) bool { return v.Name == r.Volume })
-	if i < 0 {
-		return
-	}
-	now := s.Volumes[i].InSync
-	fmt.Fprintf(w, "in sync: %s\n", strings.Join(now, " "))
-	for _, was := range r.Servers {
-		if was.InSync && !was.Answers && !slices.Contains(now, was.Server) {
-			fmt.Fprintf(w, "warning: %s must not be promoted from now on until in sync again\n", was.Server)
-		}
+	if warning != "" {
+		fmt.Fprintf(w, "warning: %s\n", warning)
 	}
 }
 

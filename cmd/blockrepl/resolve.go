@@ -48,5 +48,6 @@ func resolve(c *cli.Context) error {
 	var r blockrepl.PromoteReport
 	return a.command(c, volumePath(c.Args().First(), "resolve"), blockrepl.ResolveRequest{Keep: keep}, &r, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: the side of %s is kept; the others set theirs aside and follow it\n", c.Args().First(), keep)
+		showInSync(w, r.InSync, r.Warning)
 	})
 }

@@ -178,23 +178,32 @@ func TestPromoteReportNamesWhatCouldBeLost(t *testing.T) {
 	}
 }
 
-// Bug: a promotion leaves out who does not answer, and did not say it.
-func TestPromoteSaysWhoIsLeftOut(t *testing.T) {
+// Bug: a promotion leaves out who does not answer, and did not say it. Bug: it was guessed
+// from a second request, with --json and by resolve not said at all.
+func TestPromotionsSayWhoIsLeftOut(t *testing.T) {
 	report := blockrepl.PromoteReport{Volume: "vol0", Candidate: "b", Allowed: true, Epoch: "4.b", Servers: []blockrepl.PromoteServer{
-		{Server: "a", InSync: true}, {Server: "b", Answers: true, InSync: true}, {Server: "c", Answers: true}}}
-	status := healthyStatus()
-	status.Volumes[0].InSync = []string{"b"}
+		{Server: "a", InSync: true}, {Server: "b", Answers: true, InSync: true}, {Server: "c", Answers: true, InSync: true}},
+		InSync: []string{"b"}, Warning: "a c must not be promoted"}
 	addr := adminServer(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodPost {
-			answering(report)(w, r)
-			return
+		if r.Method != http.MethodPost {
+			t.Errorf("a second request: %s %s", r.Method, r.URL)
 		}
-		answering(status)(w, r)
+		answering(report)(w, r)
 	})
-	code, out, errs := runHere(t, "promote", "vol0", "--admin", addr)
-	want := "b is master of vol0, epoch 4.b\nin sync: b\nwarning: a must not be promoted from now on until in sync again\n"
-	if code != exitOK || !strings.HasSuffix(out, want) {
-		t.Errorf("exit %d, %s\nstdout ends not with %q:\n%s", code, errs, want, out)
+	const said = "in sync: b\nwarning: a c must not be promoted\n"
+	for _, tt := range []struct{ args, want string }{
+		{"promote vol0", "b is master of vol0, epoch 4.b\n" + said},
+		{"resolve vol0 --keep b", "follow it\n" + said},
+	} {
+		code, out, errs := runHere(t, append(strings.Fields(tt.args), "--admin", addr)...)
+		if code != exitOK || !strings.HasSuffix(out, tt.want) {
+			t.Errorf("%s: exit %d, %s\nstdout ends not with %q:\n%s", tt.args, code, errs, tt.want, out)
+		}
+		_, out, _ = runHere(t, append(strings.Fields(tt.args), "--json", "--admin", addr)...)
+		var got blockrepl.PromoteReport
+		if err := json.Unmarshal([]byte(out), &got); err != nil || strings.Join(got.InSync, " ") != "b" || got.Warning != report.Warning {
+			t.Errorf("%s --json: %v, %s", tt.args, err, out)
+		}
 	}
 }
 

@@ -106,7 +106,7 @@ func TestPromotionAfterTheMasterDied(t *testing.T) {
 			} else {
 				o = next.command("promote", volumeName)
 			}
-			wantExit(t, o, 0, next.id+" is master of")
+			wantExit(t, o, 0, next.id+" is master of", "warning: "+m.id+" must not be promoted")
 			if onDegraded == "suspend" {
 				// Writes wait for the dead one, which is still in the set unless the
 				// promotion left it out.
@@ -244,7 +244,7 @@ func TestSplitBrainIsNamedAndResolved(t *testing.T) {
 		wantExit(t, s.command("status"), 5, "split-brain", "resolve "+volumeName)
 	}
 	wantExit(t, next.command("resolve", volumeName), 2, "--keep")
-	wantExit(t, next.command("resolve", volumeName, "--keep", next.id), 0, "the side of "+next.id+" is kept")
+	wantExit(t, next.command("resolve", volumeName, "--keep", next.id), 0, "the side of "+next.id+" is kept", "in sync: "+next.id+"\n", "warning: ")
 	c.awaitHealthy()
 	for _, s := range c.servers {
 		client, err := dial(s, "")
