@@ -148,7 +148,6 @@ func TestCommandsAreAnsweredOrRefusedWithTheWayOut(t *testing.T) {
 		t.Errorf("dry run %d: %+v", code, dry)
 	}
 	for _, q := range []struct{ server, path, body, code string }{
-		{"0", "promote", `{}`, "refused"},
 		{"0", "promote", `{"no_such_key":1}`, "bad-request"},
 		{"1", "forget", `{"server":"c"}`, "refused"},
 		{"0", "forget", `{"server":"NO ID"}`, "bad-request"},
@@ -176,6 +175,37 @@ func TestCommandsAreAnsweredOrRefusedWithTheWayOut(t *testing.T) {
 	if code != http.StatusOK || !done.Allowed || done.Epoch == "" || strings.Join(done.InSync, "") != "bc" ||
 		!strings.HasPrefix(done.Warning, "a must not be promoted") {
 		t.Errorf("promote %d: %+v", code, done)
+	}
+}
+
+// Bug: a script that promotes who is the master already was refused.
+func TestPromoteOfTheMasterIsAnsweredByTheReport(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.start(0, 1, 2)
+	c.connect(0, "client").write(0, []byte("x"))
+	c.awaitHealthy(0, 1, 2)
+	promote := func(body string) PromoteReport {
+		t.Helper()
+		rep, code := ask[PromoteReport](t, c.servers[0], "POST", "/v1/volumes/vol0/promote", body)
+		if code != http.StatusOK || rep.Candidate != "a" || len(rep.Servers) != 3 {
+			t.Errorf("promote %s: %d %+v", body, code, rep)
+		}
+		return rep
+	}
+	for _, body := range []string{`{}`, `{"dry_run":true}`} {
+		if rep := promote(body); !rep.Already || !rep.Allowed || rep.Epoch != "1.a" || strings.Join(rep.InSync, "") != "abc" || rep.Warning != "" {
+			t.Errorf("promote %s: %+v", body, rep)
+		}
+	}
+	c.vol(0).full.Store(true)
+	if rep := promote(`{}`); rep.Already || rep.Allowed || !strings.Contains(rep.Reason, "the journal's disk is full") {
+		t.Errorf("promote with a full disk: %+v", rep)
+	}
+	c.vol(0).full.Store(false)
+	c.kill(2)
+	c.await(0, "suspended", func(s VolumeStatus) bool { return s.State == StateSuspended })
+	if rep := promote(`{}`); rep.Already || rep.Allowed || !strings.Contains(rep.Reason, "writes wait for c") || !strings.Contains(rep.Reason, "blockrepl forget vol0 c") {
+		t.Errorf("promote while writes wait: %+v", rep)
 	}
 }
 

@@ -15,8 +15,10 @@ type PromoteReport struct {
 	Volume    string          `json:"volume"`
 	Candidate string          `json:"candidate"`
 	Graceful  bool            `json:"graceful"` // the old master answers and steps down itself
+	Already   bool            `json:"already"`  // the candidate is the master, as before: nothing changes
 	Allowed   bool            `json:"allowed"`
-	Needs     string          `json:"needs"` // the flag without which it is refused, or ""
+	Split     bool            `json:"split_brain"` // refused until a side of it is chosen
+	Needs     string          `json:"needs"`       // the flag without which it is refused, or ""
 	Reason    string          `json:"reason"`
 	Servers   []PromoteServer `json:"servers"`
 	// MissingFirst..MissingLast are the numbers that could be lost, as far as
@@ -24,9 +26,10 @@ type PromoteReport struct {
 	MissingFirst   uint64  `json:"missing_first"`
 	MissingLast    uint64  `json:"missing_last"`
 	MissingSeconds float64 `json:"missing_seconds"`
-	Epoch          string  `json:"epoch"` // of the new mastership; "" for a dry run
-	// InSync are the servers that the epoch began with; Warning names those that must not
-	// be promoted now, since they were left out. Empty where none began.
+	Epoch          string  `json:"epoch"` // of the candidate's mastership; "" when it has none, as in a dry run elsewhere
+	// InSync are the servers that the epoch began with, or goes on with (Already). Warning
+	// names those that must not be promoted now, since they are not among them. Empty
+	// where Epoch is.
 	InSync  []string `json:"in_sync"`
 	Warning string   `json:"warning"`
 }

@@ -54,8 +54,7 @@ func (v *Volume) Status(ctx context.Context) VolumeStatus {
 		st.Peers[i].Link = v.s.links.why(view.Peers[i].Server)
 	}
 	if v.full.Load() {
-		st.State, st.Reason = StateSuspended, "the journal's disk is full; what was numbered waits in memory"
-		st.Next = "make room on the file system of " + v.s.opt.DataDir
+		st.State, st.Reason, st.Next = StateSuspended, diskFull, v.makeRoom()
 	}
 	if serves := st.State == StateHealthy || st.State == StateDegraded; serves && view.Role == wire.RoleSlave &&
 		slices.Contains(st.InSync, v.s.opt.ID.String()) && v.s.space.free(v) < replica.SpaceReserve {
@@ -78,6 +77,11 @@ func (v *Volume) Status(ctx context.Context) VolumeStatus {
 	st.Counters["resync_queries_dropped"] += v.answer.dropped.Load()
 	return st
 }
+
+// diskFull is what the state machine does not hear of.
+const diskFull = "the journal's disk is full; what was numbered waits in memory"
+
+func (v *Volume) makeRoom() string { return "make room on the file system of " + v.s.opt.DataDir }
 
 func fillView(st *VolumeStatus, view *replica.View) {
 	c := &view.Config
@@ -156,7 +160,7 @@ func (v *Volume) promoteReport(res *replica.Result) *PromoteReport {
 	if r == nil {
 		return out
 	}
-	out.Graceful, out.Allowed, out.Reason = r.Graceful, r.Allowed, r.Reason
+	out.Graceful, out.Already, out.Allowed, out.Split, out.Reason = r.Graceful, r.Already, r.Allowed, r.Split, r.Reason
 	if r.Needs != "" {
 		out.Needs = "--" + r.Needs
 	}
@@ -175,6 +179,10 @@ func (v *Volume) promoteReport(res *replica.Result) *PromoteReport {
 		out.Epoch = r.Epoch.String()
 	}
 	out.InSync = append(out.InSync, idNames(r.InSync)...)
+	if r.Already && v.full.Load() {
+		out.Already, out.Allowed = false, false
+		out.Reason += ", and the volume is suspended: " + diskFull + "; " + v.makeRoom()
+	}
 	return out
 }
 

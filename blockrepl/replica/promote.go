@@ -17,6 +17,7 @@ type survey struct {
 	open    bool
 	asked   []record.ServerID // who has been asked and has not answered
 	until   Time
+	leads   bool // this server was the master when it was asked
 	handing bool // the old master was asked to step down
 	epoch   record.Epoch
 	report  *PromoteReport
@@ -25,7 +26,9 @@ type survey struct {
 // PromoteReport is what the operator is shown.
 type PromoteReport struct {
 	Graceful bool
+	Already  bool // this server is the master, as it was before the command: nothing changes
 	Allowed  bool
+	Split    bool   // refused: a side of a split brain is to be chosen first
 	Needs    string // the flag without which it is refused
 	Reason   string
 	Servers  []PromoteLine
@@ -34,7 +37,8 @@ type PromoteReport struct {
 	MissingFirst, MissingLast record.Seq
 	// SilentFor is how long the old master has not been heard.
 	SilentFor int64 // ns
-	// Epoch has begun with the servers InSync; zero while none has.
+	// Epoch has begun with the servers InSync, or goes on with them (Already); zero
+	// where none does.
 	Epoch  record.Epoch
 	InSync []record.ServerID
 }
@@ -49,8 +53,9 @@ type PromoteLine struct {
 	InSync  bool
 }
 
-// promote begins a survey.
+// promote begins a survey. A master is told how it stands.
 func (r *Replica) promote(ev Promote) {
+	leads := r.role == wire.RoleMaster
 	switch {
 	case r.g.open:
 		r.refuse(ev.ID, "another promotion is being looked into")
@@ -58,13 +63,7 @@ func (r *Replica) promote(ev Promote) {
 	case r.c != nil && r.c.command != 0 && !ev.DryRun:
 		r.refuse(ev.ID, "another promotion is under way")
 		return
-	case r.role == wire.RoleMaster && !ev.DryRun:
-		if r.m.serving {
-			r.refuse(ev.ID, "this server is the master already, in epoch %v", r.epoch())
-		} else {
-			r.refuse(ev.ID, "this server is becoming the master in epoch %v; it waits for %s", r.epoch(), r.awaited())
-		}
-		return
+	case leads:
 	case len(r.hard.History) >= HistoryMax:
 		r.refuse(ev.ID, "the epoch history is full, with %d masterships since all members were in sync; copy the volume to a new one", len(r.hard.History))
 		return
@@ -72,7 +71,7 @@ func (r *Replica) promote(ev Promote) {
 		r.refuse(ev.ID, "this server has never seen the volume; a blank server never becomes master")
 		return
 	}
-	r.g = survey{ask: ev, open: true, until: r.now.Add(r.cfg.PeerTimeout / 4)}
+	r.g = survey{ask: ev, open: true, leads: leads, until: r.now.Add(r.cfg.PeerTimeout / 4)}
 	for _, p := range r.peers {
 		if p.session != 0 {
 			r.g.asked = append(r.g.asked, p.id)
@@ -105,7 +104,7 @@ func (r *Replica) judgeWhenDone() {
 	rep, base := r.judge(r.g.ask)
 	r.g.report = rep
 	switch {
-	case r.g.ask.DryRun:
+	case r.g.ask.DryRun, rep.Already:
 		r.endSurvey(nil)
 	case !rep.Allowed:
 		r.endSurvey(fmt.Errorf("%w: %s", ErrRefused, rep.Reason))
@@ -119,7 +118,11 @@ func (r *Replica) judgeWhenDone() {
 }
 
 func (r *Replica) endSurvey(err error) {
-	r.result(Result{ID: r.g.ask.ID, Err: err, Report: r.g.report})
+	res := Result{ID: r.g.ask.ID, Err: err, Report: r.g.report}
+	if res.Report.Already { // the answer that told it may not have come
+		res.Note = warnPromoted(outOf(&r.hard.State)...)
+	}
+	r.result(res)
 	r.g = survey{}
 }
 
@@ -214,6 +217,9 @@ func (r *Replica) judge(ask Promote) (*PromoteReport, wire.State) {
 		rep.Servers = append(rep.Servers, line)
 	}
 	r.verdict(ask, rep, h)
+	if r.g.leads {
+		return rep, h.base // it loses nothing by going on
+	}
 	if rep.Needs == "" || mutated("miss only what is longer") {
 		same, parted = r.last.Seq, 0 // by the rules nothing that others hold there was committed
 	}
@@ -240,8 +246,11 @@ func (r *Replica) verdict(ask Promote, rep *PromoteReport, h *heard) {
 	base, n := &h.base, len(h.base.Members)
 	switch {
 	case !r.splitBy.IsZero():
-		rep.Allowed = false
-		rep.Reason = fmt.Sprintf("split brain with %v: choose a side with blockrepl resolve", r.splitBy)
+		rep.Allowed, rep.Split = false, true
+		rep.Reason = fmt.Sprintf("split brain with %v: choose a side with blockrepl resolve %s --keep SERVER", r.splitBy, r.cfg.Create.Name)
+		return
+	case r.g.leads:
+		r.standing(rep, h)
 		return
 	case r.hard.Resync != nil:
 		rep.Allowed = false
@@ -280,6 +289,36 @@ func (r *Replica) verdict(ask Promote, rep *PromoteReport, h *heard) {
 		rep.Allowed = ask.AcceptLoss
 	case "old-master-dead":
 		rep.Allowed = ask.OldMasterDead // to accept a loss does not say so
+	}
+}
+
+// standing says how a server stands that was the master when it was asked: whether it
+// serves, will go on to, and clients' writes do not wait. Else something is to be done,
+// and the command must not look as if it were.
+func (r *Replica) standing(rep *PromoteReport, h *heard) {
+	no := func(format string, args ...any) {
+		rep.Allowed, rep.Reason = false, fmt.Sprintf(format, args...)
+	}
+	if r.role != wire.RoleMaster {
+		no("this server was the master when it was asked, and is not any more; look at the status and ask again")
+		return
+	}
+	state, why, next := r.condition()
+	switch {
+	case !r.m.serving:
+		no("this server is becoming the master in epoch %v; it waits for %s", r.epoch(), r.awaited())
+	case r.m.leaving != nil:
+		no("this server is the master, and hands over to %v", r.m.leaving.to)
+	case r.epoch().Less(h.base.Epoch), r.epoch().Less(h.promised), r.m.again != 0:
+		no("this server is the master in epoch %v, which a newer promise ends; look at the status and ask again", r.epoch())
+	case state == Healthy, state == Degraded:
+		rep.Already, rep.Epoch, rep.InSync = true, r.epoch(), ids(r.hard.State.InSync)
+		rep.Reason = fmt.Sprintf("this server is the master already, in epoch %v", r.epoch())
+	default:
+		no("this server is the master already, in epoch %v, and the volume is %s: %s", r.epoch(), state, why)
+		if next != "" {
+			rep.Reason += "; " + next
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 func TestGracefulPromotionLosesNothing(t *testing.T) {
@@ -285,5 +286,102 @@ func TestPromotionNamesWhomItLeavesOut(t *testing.T) {
 		if got := names(res.Report.InSync); got != tc.set || !strings.HasPrefix(res.Note, tc.note) || (res.Note == "") != (tc.note == "") {
 			t.Errorf("%s: in sync %q, note %q; want %q, %q", tc.what, got, res.Note, tc.set, tc.note)
 		}
+	}
+}
+
+// A script that promotes the server that is the master already, as one does that asks
+// again since it heard no answer, was told of an error.
+func TestPromoteOfTheMasterIsDoneAlready(t *testing.T) {
+	for _, tc := range []struct {
+		what  string
+		begin func(c *cluster, a, b *node)
+		set   string // "": refused
+		says  string
+	}{
+		{"healthy", func(*cluster, *node, *node) {}, "a b c", ""},
+		{"degraded", func(c *cluster, a, _ *node) {
+			c.kill("c")
+			a.command(func(id uint64) Event { return Forget{ID: id, Server: c.node("c").id} })
+		}, "a b", "c must not be promoted"},
+		{"suspended", func(c *cluster, _, _ *node) {
+			c.kill("c")
+			c.pass(3 * time.Second)
+		}, "", "the volume is suspended: writes wait for c"},
+		{"unfinished", func(c *cluster, a, b *node) {
+			b.command(func(id uint64) Event { return Promote{ID: id} })
+			c.mangle = func(_ record.ServerID, m wire.Message) []wire.Message {
+				if _, ok := m.(*wire.Joined); ok {
+					return nil
+				}
+				return []wire.Message{m}
+			}
+			a.command(func(id uint64) Event { return Promote{ID: id} })
+		}, "", "is becoming the master"},
+		{"handing over", func(c *cluster, _, b *node) {
+			c.mangle = func(_ record.ServerID, m wire.Message) []wire.Message {
+				if _, ok := m.(*wire.HandoverReady); ok {
+					return nil
+				}
+				return []wire.Message{m}
+			}
+			b.step(Promote{ID: 1 << 40})
+			c.run()
+		}, "", "hands over to b"},
+		{"fenced", func(c *cluster, _, b *node) {
+			c.mangle = func(_ record.ServerID, m wire.Message) []wire.Message {
+				switch m.(type) {
+				case *wire.Prepare, *wire.Heartbeat, *wire.Append:
+					return nil
+				}
+				return []wire.Message{m}
+			}
+			b.command(func(id uint64) Event { return Promote{ID: id} })
+		}, "", "which a newer promise ends"},
+	} {
+		for _, ask := range []Promote{{}, {DryRun: true}, {AcceptLoss: true, OldMasterDead: true}} {
+			c := three(t, wire.Suspend)
+			a := c.node("a")
+			tc.begin(c, a, c.node("b"))
+			before, last := a.r.epoch(), a.r.last
+			res := a.command(func(id uint64) Event { ask.ID = id; return ask })
+			if res == nil || res.Report == nil || res.Report.Allowed != (tc.set != "") || (res.Err == nil) != (tc.set != "" || ask.DryRun) {
+				t.Fatalf("%s, %+v: %+v", tc.what, ask, res)
+			}
+			rep := res.Report
+			if !strings.Contains(res.Note+rep.Reason, tc.says) || rep.Already != rep.Allowed || names(rep.InSync) != tc.set || (rep.Epoch == before) != rep.Already {
+				t.Errorf("%s, %+v: note %q, %+v", tc.what, ask, res.Note, rep)
+			}
+			if a.r.role != wire.RoleMaster || a.r.epoch() != before || a.r.last != last && tc.what == "healthy" {
+				t.Errorf("%s, %+v: it is %v now, in epoch %v, at %v", tc.what, ask, a.r.role, a.r.epoch(), a.r.last)
+			}
+		}
+	}
+}
+
+// Whoever asks a master for what it is does not mean to take mastership back from the
+// one that got it while the others were asked.
+func TestPromoteOfTheMasterPromotesNobodyElse(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Greeting); ok && to == a.id {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	a.step(Promote{ID: 1, OldMasterDead: true, AcceptLoss: true})
+	c.run()
+	if res := b.command(func(id uint64) Event { return Promote{ID: id} }); res == nil || res.Err != nil {
+		t.Fatalf("promote b: %+v", res)
+	}
+	if res, ok := a.results[1]; ok {
+		t.Fatalf("answered before the others were heard: %+v", res)
+	}
+	c.pass(5 * time.Second)
+	if res := a.results[1]; !errors.Is(res.Err, ErrRefused) || !strings.Contains(res.Err.Error(), "is not any more") {
+		t.Errorf("promote a: %+v", res)
+	}
+	if b.r.role != wire.RoleMaster || !b.r.m.serving {
+		t.Errorf("b: %+v", b.r.View(c.now))
 	}
 }

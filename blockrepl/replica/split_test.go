@@ -28,6 +28,12 @@ func TestSplitBrainIsNamedAndResolved(t *testing.T) {
 	c.pass(time.Second)
 	a.want(SplitBrain)
 	b.want(SplitBrain)
+	for _, dry := range []bool{false, true} { // a master that is split from another is none to be content with
+		if res := a.command(func(id uint64) Event { return Promote{ID: id, DryRun: dry} }); res == nil || (res.Err == nil) != dry ||
+			res.Report.Allowed || res.Report.Already || !res.Report.Split {
+			t.Fatalf("promote in a split brain, dry run %v: %+v", dry, res)
+		}
+	}
 	if res := a.command(func(id uint64) Event { return Resolve{ID: id} }); res == nil || res.Err != nil {
 		t.Fatalf("resolve: %+v", res)
 	}

@@ -90,7 +90,7 @@ func (o *operator) answered(s *Sim, n *node, r *replica.Result) {
 	case r.Err != nil && why == "resolve":
 		s.marks.note(ntRefused)
 		return
-	case r.Err != nil || rep == nil || rep.Epoch.IsZero():
+	case r.Err != nil || rep == nil || rep.Epoch.IsZero() || rep.Already:
 		return
 	case why == "resolve":
 		s.marks.note(ntResolved)

@@ -275,7 +275,7 @@ func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 		}
 	}
 	o.settled(func(f forced) bool { return f.id == r.ID })
-	if rep := r.Report; r.Err == nil && rep != nil && !rep.Epoch.IsZero() {
+	if rep := r.Report; r.Err == nil && rep != nil && !rep.Epoch.IsZero() && !rep.Already {
 		o.leftOut(s, n, r)
 	}
 	o.answered(s, n, r)

@@ -18,7 +18,7 @@
 //	0  done
 //	1  an error: disk, network, a server's answer
 //	2  wrong usage or configuration; nothing was touched
-//	3  refused: the message names the flag that would allow it
+//	3  refused: the message names the flag that would allow it, or what is to be done
 //	4  status: a volume is not healthy
 //	5  split brain: two masterships both went on, resolve is needed
 //	6  the server does not answer at its admin address

@@ -49,11 +49,6 @@ func usagef(format string, args ...any) error {
 	return &failure{code: exitUsage, err: fmt.Errorf(format, args...)}
 }
 
-// refusedf is a failure that a flag would allow; next names it.
-func refusedf(next, format string, args ...any) error {
-	return &failure{code: exitRefused, err: fmt.Errorf(format, args...), next: next}
-}
-
 // asFailure finds the failure in err, or makes one with exit code 1.
 func asFailure(err error) *failure {
 	if f, ok := errors.AsType[*failure](err); ok {

@@ -30,6 +30,9 @@ cannot; then you must say what it cannot see:
 --dry-run changes nothing and prints who answers, the last number that each
 holds and what could be missing. Run it first.
 
+Asked of a server that is the master already it changes nothing and is done, as long as
+clients are served there; where writes wait it is refused, and says for what.
+
 Servers that did not answer are left out of the in-sync set. The answer names them: do
 not promote them before they are in sync again.
 
@@ -41,8 +44,9 @@ EXAMPLES:
    blockrepl promote vol0 --admin 127.0.0.1:10821 --old-master-dead
 
 EXIT STATUS:
-   0 it is master now (or could be, with --dry-run)   3 refused, the message names the flag
-   1 an error   5 split brain, see "blockrepl resolve"   6 the server does not answer`,
+   0 it is master now, or was already (or could be, with --dry-run)
+   1 an error   3 refused, the message names the flag or what is to be done
+   5 split brain, see "blockrepl resolve"   6 the server does not answer`,
 		Flags: adminFlags(
 			&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "change nothing, say what would happen"},
 			&cli.BoolFlag{Name: "old-master-dead", Usage: "assert that the old master is stopped"},
@@ -74,7 +78,11 @@ func promote(c *cli.Context) error {
 	if err != nil || r.Allowed {
 		return err
 	}
-	return refusedf(needs(c, &r), "promote %s on %s: %s", volume, r.Candidate, r.Reason)
+	code := exitRefused
+	if r.Split {
+		code = exitSplitBrain
+	}
+	return &failure{code: code, err: fmt.Errorf("promote %s on %s: %s", volume, r.Candidate, r.Reason), next: needs(c, &r)}
 }
 
 // needs gives the command that would be carried out, at the same server.
@@ -107,6 +115,8 @@ func showPromote(w io.Writer, r *blockrepl.PromoteReport, dryRun bool) {
 	}
 	switch {
 	case !r.Allowed: // the error line says it
+	case r.Already:
+		fmt.Fprintf(w, "%s is master of %s already, epoch %s\n", r.Candidate, r.Volume, r.Epoch)
 	case dryRun && r.Graceful:
 		fmt.Fprintf(w, "%s would become master of %s; the old master steps down itself, nothing is lost\n", r.Candidate, r.Volume)
 	case dryRun:

@@ -207,6 +207,35 @@ func TestPromotionsSayWhoIsLeftOut(t *testing.T) {
 	}
 }
 
+// Bug: who asked again, or a script that wants b to be master, was told of an error.
+func TestPromoteOfTheMasterIsDone(t *testing.T) {
+	done := blockrepl.PromoteReport{Volume: "vol0", Candidate: "b", Already: true, Allowed: true, Epoch: "4.b", InSync: []string{"b", "c"}, Warning: "a must not"}
+	waits := blockrepl.PromoteReport{Volume: "vol0", Candidate: "b", Reason: "the volume is suspended"}
+	split := blockrepl.PromoteReport{Volume: "vol0", Candidate: "b", Reason: "split brain with c", Split: true}
+	for _, tt := range []struct {
+		report    blockrepl.PromoteReport
+		code      int
+		out, errs string
+	}{
+		{done, exitOK, "b is master of vol0 already, epoch 4.b\nin sync: b c\nwarning: a must not\n", ""},
+		{waits, exitRefused, "", "blockrepl: promote vol0 on b: the volume is suspended\n"},
+		{split, exitSplitBrain, "", "blockrepl: promote vol0 on b: split brain with c\n"},
+	} {
+		addr := adminServer(t, answering(tt.report))
+		for _, flag := range []string{"--timeout=30s", "--dry-run"} {
+			code, out, errs := runHere(t, "promote", "vol0", flag, "--admin", addr)
+			if code != tt.code || !strings.HasSuffix(out, tt.out) || strings.Contains(out, "is master") != (tt.out != "") || errs != tt.errs {
+				t.Errorf("%s, %q: exit %d\n%s%s", flag, tt.report.Reason, code, out, errs)
+			}
+		}
+		code, out, _ := runHere(t, "promote", "vol0", "--json", "--admin", addr)
+		var got blockrepl.PromoteReport
+		if err := json.Unmarshal([]byte(out), &got); err != nil || code != tt.code || got.Already != tt.report.Already || got.Epoch != tt.report.Epoch {
+			t.Errorf("--json: exit %d, %v\n%s", code, err, out)
+		}
+	}
+}
+
 // Bug: Ctrl-C ended a command without a word, and the server carried it out later.
 func TestAnInterruptedCommandSaysThatItMayGoOn(t *testing.T) {
 	addr := adminServer(t, func(_ http.ResponseWriter, r *http.Request) {

@@ -78,7 +78,8 @@ func TestSwitchoverLosesNothingAndAnswersNoError(t *testing.T) {
 		}
 		c.awaitHealthy()
 	}
-	wantExit(t, c.master().command("promote", volumeName), 3, "master already")
+	m := c.master()
+	wantExit(t, m.command("promote", volumeName), 0, m.id+" is master of "+volumeName+" already")
 	t.Logf("promote to the next completed write: %s", spread(gaps))
 	c.ended(l)
 }
@@ -242,6 +243,7 @@ func TestSplitBrainIsNamedAndResolved(t *testing.T) {
 			return v.State == blockrepl.StateSplitBrain && strings.Contains(v.Next, "resolve")
 		})
 		wantExit(t, s.command("status"), 5, "split-brain", "resolve "+volumeName)
+		wantExit(t, s.command("promote", volumeName), 5, "resolve "+volumeName)
 	}
 	wantExit(t, next.command("resolve", volumeName), 2, "--keep")
 	wantExit(t, next.command("resolve", volumeName, "--keep", next.id), 0, "the side of "+next.id+" is kept", "in sync: "+next.id+"\n", "warning: ")
