@@ -39,7 +39,7 @@ func adminFlags(more ...cli.Flag) []cli.Flag {
 		&cli.StringFlag{Name: "admin", Aliases: []string{"a"}, EnvVars: env("ADMIN"),
 			Usage: "ask the server at `ADDR`, host:port or unix:/path (default: the config's, else 127.0.0.1:10811)"},
 		configFlag(),
-		&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "give up after `TIME`"},
+		&durationFlag{cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "give up after `TIME`"}},
 		jsonFlag(),
 	}, more...)
 }

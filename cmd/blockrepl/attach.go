@@ -48,9 +48,9 @@ EXIT STATUS:
 			&cli.StringFlag{Name: "client", Usage: "this client's `NAME`, equal on every attach (default: the host's name)"},
 			&cli.BoolFlag{Name: "takeover", Usage: "take the volume from the client that holds it"},
 			&cli.BoolFlag{Name: "readonly", Usage: "attach read-only"},
-			&cli.DurationFlag{Name: "timeout", Value: 10 * time.Second, Usage: "the kernel sends an unanswered request again after `TIME`, in whole seconds: the longest pause that a fail-over adds"},
-			&cli.DurationFlag{Name: "silence", Value: 4 * time.Second, Usage: "so does a server host that is silent for `TIME`"},
-			&cli.DurationFlag{Name: "give-up", Value: 24 * time.Hour, Usage: "without any server, I/O errors begin after `TIME`"},
+			&durationFlag{cli.DurationFlag{Name: "timeout", Value: 10 * time.Second, Usage: "the kernel sends an unanswered request again after `TIME`, in whole seconds: the longest pause that a fail-over adds"}},
+			&durationFlag{cli.DurationFlag{Name: "silence", Value: 4 * time.Second, Usage: "so does a server host that is silent for `TIME`"}},
+			&durationFlag{cli.DurationFlag{Name: "give-up", Value: 24 * time.Hour, Usage: "without any server, I/O errors begin after `TIME`"}},
 		},
 		Action: attach,
 	}

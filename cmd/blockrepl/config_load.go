@@ -114,7 +114,11 @@ func (c *Config) parse(text string) error {
 		// The library's text repeats the position; Message alone lacks the key
 		// when a value does not fit its type.
 		message := perr.Message
-		if perr.LastKey != "" {
+		lines := strings.Split(text, "\n")
+		switch {
+		case unquoted.MatchString(lines[min(max(perr.Position.Line, 1), len(lines))-1]):
+			message = `a number with a unit stands in quotes, as "2s" or "1GiB"`
+		case perr.LastKey != "":
 			message = fmt.Sprintf("key %q: %s", perr.LastKey, message)
 		}
 		return usagef("%s:%d: %s", where, perr.Position.Line, message)
@@ -166,6 +170,7 @@ func knownKeys(t reflect.Type, path toml.Key) []string {
 
 var (
 	tableLine = regexp.MustCompile(`^\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$`)
+	unquoted  = regexp.MustCompile(`=\s*[0-9.]+\s*[A-Za-z]+\s*(?:#.*)?$`)
 	keyLine   = regexp.MustCompile(`^\s*([A-Za-z0-9_."'-]+)\s*=`)
 )
 

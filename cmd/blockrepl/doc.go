@@ -5,7 +5,8 @@
 // decides nothing about replication. What it holds:
 //
 //	main.go, fail.go, args.go      the command line: commands, exit codes, one-line errors
-//	config*.go, size.go, addr.go   the configuration: TOML, flags, environment, checks
+//	config*.go, size.go,
+//	duration.go, addr.go           the configuration: TOML, flags, environment, checks
 //	serve*.go, tls*.go, listen.go  a running server: listeners, TLS, signals, readiness
 //	reload*.go, tls_rotate.go      what of it changes at SIGHUP
 //	export*.go, disk.go            what NBD clients see: names, identities, permissions, disks

@@ -43,7 +43,7 @@ EXIT STATUS:
 // withTimeout gives a command that may work for long another default.
 func withTimeout(flags []cli.Flag, d time.Duration) []cli.Flag {
 	for _, f := range flags {
-		if t, ok := f.(*cli.DurationFlag); ok && t.Name == "timeout" {
+		if t, ok := f.(*durationFlag); ok && t.Name == "timeout" {
 			t.Value = d
 		}
 	}

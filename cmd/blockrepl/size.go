@@ -95,19 +95,3 @@ func humanDuration(d time.Duration) string {
 	}
 	return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
 }
-
-// Duration is a time.Duration, written "2s" in the configuration.
-type Duration time.Duration
-
-// UnmarshalText reads time.ParseDuration's form.
-func (d *Duration) UnmarshalText(b []byte) error {
-	v, err := time.ParseDuration(string(b))
-	if err != nil {
-		return fmt.Errorf("duration %q: want a number with ms, s, m or h, as \"2s\"", b)
-	}
-	*d = Duration(v)
-	return nil
-}
-
-// String gives "2s".
-func (d Duration) String() string { return time.Duration(d).String() }

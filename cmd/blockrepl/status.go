@@ -36,7 +36,7 @@ EXIT STATUS:
    1 an error, or no such volume   6 the server does not answer`,
 		Flags: adminFlags(
 			&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "print again and again, until interrupted"},
-			&cli.DurationFlag{Name: "interval", Value: 2 * time.Second, Usage: "`TIME` between two prints of --watch"},
+			&durationFlag{cli.DurationFlag{Name: "interval", Value: 2 * time.Second, Usage: "`TIME` between two prints of --watch"}},
 		),
 		Action: status,
 	}
