@@ -21,6 +21,8 @@ type file struct {
 	size   int64 // of the volume; for segment and zero
 	block  int64 // of a device: what zero-out must be aligned to; else 1
 
+	keeps atomic.Bool // zero takes no block from the file
+
 	// What the kernel said it cannot do here is not asked again.
 	punches  bool // asked once, when it is opened
 	noNowait atomic.Bool

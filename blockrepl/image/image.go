@@ -80,6 +80,9 @@ type disk interface {
 	holds(size int64) (missing int64, err error)
 	sync() error
 	usage() (Usage, error)
+	room() (Room, error)
+	// keepBlocks says whether zero leaves allocated whatever is, hole or not.
+	keepBlocks(keep bool)
 	close() error
 }
 

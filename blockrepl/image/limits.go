@@ -49,6 +49,13 @@ const (
 	// looked at before it gives up. It runs only to word an error.
 	holdersMax = 20000
 
+	// cloneSpare is Room.Spare where a file may have been cloned, in bytes: what is
+	// numbered and on its way to the image.
+	cloneSpare = 64 << 20
+
+	// unknownSpare is Room.Spare where writes may take any amount, in bytes.
+	unknownSpare = 1 << 60
+
 	// sector is what sizes are a multiple of, in bytes.
 	sector = 512
 )

@@ -100,6 +100,11 @@ func (d *plain) sync() error {
 
 func (d *plain) usage() (Usage, error) { return Usage{Allocated: d.size, Free: 0}, nil }
 
+// room is not known: all may still be to be allocated.
+func (d *plain) room() (Room, error) { return Room{Left: d.size, Spare: unknownSpare}, nil }
+
+func (d *plain) keepBlocks(bool) {}
+
 func (d *plain) close() error { return d.f.Close() }
 
 // zeroes is written where zeroes cannot be asked for. Never written to.

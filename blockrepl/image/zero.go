@@ -14,6 +14,7 @@ import (
 //	file, hole     PUNCH_HOLE, else written
 //	device, keep   zero-out without unmap, else written
 //	device, hole   zero-out with unmap, else without, else written
+//	file, keeps    ZERO_RANGE, else written
 //
 // Each of them defines what is read afterwards; a device's discard alone does not
 // and is not used. Few bytes that stay allocated are written: that costs less.
@@ -21,11 +22,15 @@ func (d *file) zero(off, n int64, hole bool) error {
 	if n <= 0 {
 		return nil
 	}
-	if n < zeroByWriting && !hole {
+	keeps := !d.device && d.keeps.Load()
+	if n < zeroByWriting && (!hole || keeps) {
 		return d.writeZeroes(off, n)
 	}
 	if d.device {
 		return d.zeroDevice(off, n, hole)
+	}
+	if keeps {
+		return d.zeroKeeping(off, n)
 	}
 	if !hole && !d.noZero {
 		err := d.fallocate(unix.FALLOC_FL_ZERO_RANGE, off, n)
@@ -41,6 +46,19 @@ func (d *file) zero(off, n int64, hole bool) error {
 			return err
 		}
 		d.noPunch = true
+	}
+	return d.writeZeroes(off, n)
+}
+
+// zeroKeeping never punches: zeroes that the file system has no room to note are
+// written, for which the blocks are there.
+func (d *file) zeroKeeping(off, n int64) error {
+	if !d.noZero {
+		err := d.fallocate(unix.FALLOC_FL_ZERO_RANGE, off, n)
+		if err == nil || !unsupported(err) && !isNoSpace(err) {
+			return err
+		}
+		d.noZero = unsupported(err)
 	}
 	return d.writeZeroes(off, n)
 }
