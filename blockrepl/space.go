@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 )
 
@@ -15,17 +16,25 @@ import (
 // which tells the master: it refuses clients with ENOSPC before any server's disk
 // is full (rule 11). The journal and this room keep reserves of their own.
 
-// imageReserve is what is left free on the images' file systems, in bytes.
+// imageReserve is what is left free on the images' file systems, in bytes, unless the
+// images there cannot take as much any more; replica.SpaceReserve comes on top.
 const imageReserve = 256 << 20
+
+// keepBelow is the free space below which an image that is fully allocated stays so,
+// in bytes: TRIM gives nothing back that others could take before it is written again.
+const keepBelow = 2 * imageReserve
 
 // spaceStep is the change that is worth an event, in bytes.
 const spaceStep = 1 << 20
 
 type spaceWatch struct {
-	s  *Server
-	mu sync.Mutex // guards last, per volume
+	s *Server
+
+	mu sync.Mutex // guards what follows, per volume
 	// last is what was told to each volume.
 	last map[*Volume]int64
+	// rooms is what each image was last known to take still.
+	rooms map[*Volume]image.Room
 }
 
 func (w *spaceWatch) run(ctx context.Context) {
@@ -50,9 +59,6 @@ func (w *spaceWatch) look() {
 		old, told := w.last[v]
 		news := !told || free-old >= spaceStep || old-free >= spaceStep
 		if news {
-			if w.last == nil {
-				w.last = map[*Volume]int64{}
-			}
 			w.last[v] = free
 		}
 		w.mu.Unlock()
@@ -90,6 +96,32 @@ func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) int64 {
 		}
 		byDir[dir] = n
 	}
+	room, reserve := w.reserve(v)
+	v.img.KeepBlocks(room.Left == 0 && reserve < imageReserve && n < keepBelow)
 	// One byte is as good as none; zero means unknown in a peer's eyes.
-	return max(1, min(free, n-imageReserve))
+	return max(1, min(free, n-reserve))
+}
+
+// reserve is what must stay free below a volume's image, and what the image may still
+// take: no more is needed than the images there can ask for. What is allocated is only
+// written to, and the numbers follow each TRIM that gives blocks back: then they must be
+// had again. An image that answers no question just now is taken as it was.
+func (w *spaceWatch) reserve(v *Volume) (image.Room, int64) {
+	room, ok := v.img.Room()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ok {
+		w.rooms[v] = room
+	} else if room, ok = w.rooms[v]; !ok {
+		return image.Room{Left: v.img.Size()}, imageReserve
+	}
+	need := room.Spare
+	if room.Left > 0 { // the others there may be faster
+		for _, r := range w.rooms {
+			if r.FileSystem == room.FileSystem {
+				need += min(r.Left, imageReserve)
+			}
+		}
+	}
+	return room, min(need, imageReserve)
 }

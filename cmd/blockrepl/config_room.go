@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/blockrepl/blockrepl/blockrepl/image"
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"golang.org/x/sys/unix"
 )
 
@@ -13,16 +15,27 @@ import (
 // to with what their file systems have. Goes to: check and the start of serve, which
 // say it and go on: images are sparse, and file systems grow.
 
-// roomMin is the least free space that a server can work with, in bytes: the journal
-// and the images keep reserves of 384 and 256 MiB, which may be the same, and a master 16 MiB more.
-const roomMin = 400 << 20
+// What is kept free, in bytes: by the journal; by the images of a file system, unless
+// they cannot take as much any more. replica.SpaceReserve comes on top.
+const (
+	journalReserve = 384 << 20
+	imageReserve   = 256 << 20
+)
 
 // room is what is asked of one file system.
 type room struct {
-	path string // the first one there
-	free int64  // bytes
-	grow int64  // bytes that its images may still take
+	path    string // the first one there
+	free    int64  // bytes
+	grow    int64  // bytes that its images may still take
+	spare   int64  // bytes that they may take for what they have
+	journal int64  // bytes that the journal keeps free, 0: it is elsewhere
 }
+
+// keep is how much must be free now; full is how much when the images have all.
+func (r *room) keep() int64 {
+	return replica.SpaceReserve + max(r.journal, min(r.grow+r.spare, imageReserve))
+}
+func (r *room) full() int64 { return replica.SpaceReserve + max(r.journal, min(r.spare, imageReserve)) }
 
 // cramped gives a line for each file system that may come to ENOSPC.
 func (c *Config) cramped() []string {
@@ -39,33 +52,26 @@ func (c *Config) cramped() []string {
 		}
 		return byID[id]
 	}
-	at(c.Data) // the journal's
+	at(c.Data).journal = journalReserve
 	for _, v := range c.own() {
 		if path := v.imagePath(c.Data); !strings.HasPrefix(path, "/dev/") {
-			at(path).grow += leftToTake(path, int64(v.Size))
+			left, r := image.RoomOf(path, int64(v.Size)), at(path)
+			r.grow += left.Left
+			r.spare = max(r.spare, left.Spare)
 		}
 	}
 	var lines []string
 	for _, r := range rooms {
 		switch {
-		case r.free < roomMin:
+		case r.free < r.keep():
 			lines = append(lines, fmt.Sprintf("the file system of %s has %s free, less than the %s that are kept in reserve; clients that write get ENOSPC",
-				r.path, humanBytes(r.free), humanBytes(roomMin)))
-		case r.grow > r.free-roomMin:
+				r.path, humanBytes(r.free), humanBytes(r.keep())))
+		case r.grow > r.free-r.full():
 			lines = append(lines, fmt.Sprintf("the file system of %s has %s free, and the images there may take %s more; when it is full clients that write get ENOSPC",
 				r.path, humanBytes(r.free), humanBytes(r.grow)))
 		}
 	}
 	return lines
-}
-
-// leftToTake is how much an image of size bytes does not take yet.
-func leftToTake(path string, size int64) int64 {
-	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return size // to be made
-	}
-	return max(0, max(size, st.Size)-st.Blocks*512)
 }
 
 // fileSystemOf asks the nearest directory above path that exists.
