@@ -7,11 +7,12 @@ import (
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
-// Salvage gives a log whose end is damaged an end again: its last whole record, or its
-// Begin. What lies behind is set aside under the quarantine's name, for people; meta
-// goes with it in one batch, durable when it returns. The caller must remember there
-// that the log has lost records. *CorruptError where the log's state itself is
-// damaged: then only a Reset helps.
+// Salvage makes a log whole that is not: one whose end is damaged ends at its last
+// whole record, or its Begin; one whose state is damaged is what its records tell, or
+// empty. What else lies there is set aside under the quarantine's name, for people;
+// meta goes with it in one batch, durable when it returns. The caller must remember
+// there that the log has lost records. A *CorruptError where even that does not help;
+// then only a Reset does.
 func (l *Log) Salvage(c Cut, meta []MetaOp) (record.Pos, error) {
 	l.write.Lock()
 	defer l.write.Unlock()
@@ -29,21 +30,25 @@ func (l *Log) salvageLocked(c *Cut, meta []MetaOp) (record.Pos, error) {
 	if l.bad == nil {
 		return l.last, nil
 	}
-	bad := l.bad.Seq
-	if bad == 0 || len(l.state.segments) >= segmentsMax {
+	b, err := l.remains()
+	if err != nil {
+		return record.Pos{}, err
+	}
+	if len(b.state.segments) >= segmentsMax || len(b.aside) > segmentsMax {
 		return record.Pos{}, l.bad
 	}
-	pos, offset, err := l.lastWhole(bad)
-	if err != nil {
-		return record.Pos{}, err
+	s := step{l: l, state: b.state, dirty: true}
+	if len(b.aside) > 0 {
+		c.After = b.last
+		end := record.Pos{}
+		for _, r := range b.aside {
+			end.Seq = max(end.Seq, r.Last)
+		}
+		if s.quarantine, err = l.newQuarantine(c, end, b.aside, 0); err != nil {
+			return record.Pos{}, err
+		}
 	}
-	s := step{l: l, state: l.state, dirty: true}
-	c.After = pos
-	s.quarantine, err = l.newQuarantine(c, record.Pos{Seq: bad}, l.state.ranges(pos.Seq+1, bad), 0)
-	if err != nil {
-		return record.Pos{}, err
-	}
-	s.state.cut(pos.Seq)
+	s.state.cut(b.last.Seq)
 	p, err := s.commit(&Batch{Meta: meta}, 0)
 	if err == nil {
 		err = p.Wait()
@@ -52,13 +57,28 @@ func (l *Log) salvageLocked(c *Cut, meta []MetaOp) (record.Pos, error) {
 		return record.Pos{}, err
 	}
 	l.mu.Lock()
-	l.state, l.last, l.offset, l.bad = s.state, pos, offset, nil
+	l.state, l.last, l.offset, l.bad = s.state, b.last, b.offset, nil
 	l.mu.Unlock()
+	l.deleted, l.deletedOffset = s.state.begin.Seq, s.state.beginOffset
 	l.unclaimed, l.dirty, l.exists = nil, false, true
 	if err := l.checkEnds(); err != nil {
 		return record.Pos{}, err
 	}
-	return pos, l.sweep(nil)
+	return b.last, l.sweep(nil)
+}
+
+// remains is what is still known of a broken log.
+func (l *Log) remains() (b rebuilt, err error) {
+	bad := l.bad.Seq
+	if bad == 0 {
+		return l.rebuild()
+	}
+	b.state = l.state
+	if b.last, b.offset, err = l.lastWhole(bad); err != nil {
+		return b, err
+	}
+	b.aside = l.state.ranges(b.last.Seq+1, bad)
+	return b, nil
 }
 
 // lastWhole is the highest whole record below the damaged end bad, or Begin.
