@@ -185,6 +185,7 @@ type JournalInfo struct {
 	Sum         string             `json:"sum"` // of the last record, hex
 	Bytes       int64              `json:"bytes"`
 	Quarantines []QuarantineStatus `json:"quarantines"`
+	Damage      string             `json:"damage,omitempty"` // then no records are known
 }
 
 // JournalVerify is GET /v1/volumes/{name}/journal/verify: every kept record is

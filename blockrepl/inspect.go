@@ -43,6 +43,15 @@ func JournalInfoOf(name string, l *journal.Log) (JournalInfo, error) {
 		Sum: hex64(last.Sum), Bytes: l.Bytes(), Quarantines: qs}, err
 }
 
+// DamagedInfoOf describes the journal of a volume whose records are not known.
+func DamagedInfoOf(n *NamedLog) JournalInfo {
+	qs, err := quarantines(n.Log)
+	if qs == nil {
+		qs = []QuarantineStatus{}
+	}
+	return JournalInfo{Volume: n.Name, UUID: n.Log.Volume().String(), Quarantines: qs, Damage: errors.Join(n.Err, err).Error()}
+}
+
 func quarantines(l *journal.Log) ([]QuarantineStatus, error) {
 	list, err := l.Quarantines()
 	if err != nil {
@@ -55,8 +64,9 @@ func quarantines(l *journal.Log) ([]QuarantineStatus, error) {
 			s.Epoch = rec.Epoch.String()
 			return errEnough
 		})
-		if err != nil && !errors.Is(err, errEnough) {
-			return nil, err
+		var c *journal.CorruptError
+		if err != nil && !errors.Is(err, errEnough) && !errors.As(err, &c) {
+			return nil, err // damaged records are what some were made for
 		}
 		out = append(out, s)
 	}

@@ -10,7 +10,6 @@ import (
 	"sync"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
-	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -157,65 +156,6 @@ func (s *Server) openVolumes() error {
 		s.byTag[v.tag] = v
 	}
 	return nil
-}
-
-// salvage gives the volumes whose journal has a damaged end another one. What they
-// lost is gone, so that they are not believed, but the others are not kept from
-// starting.
-func (s *Server) salvage() error {
-	ids, err := s.journal.Volumes()
-	if err != nil {
-		return fmt.Errorf("list volumes of the journal: %w", err)
-	}
-	for _, id := range ids {
-		l, err := s.journal.Log(id)
-		var damage *journal.CorruptError
-		if !errors.As(err, &damage) {
-			continue // LogsByName tells all other errors
-		}
-		h, _, err := LoadHard(l)
-		if err != nil {
-			return fmt.Errorf("volume %s: %w", id, errors.Join(damage, err))
-		}
-		h.Forgot = fmt.Sprintf("the journal's end is damaged: %v", damage)
-		last, err := l.Salvage(journal.Cut{
-			Quarantine: quarantineID(s.opt.Wall(), damage.Seq), Reason: "damaged end of the journal", Time: s.opt.Wall().UnixNano(),
-		}, metaOps(&replica.Store{Hard: &h}))
-		if err != nil {
-			return fmt.Errorf("volume %q: %w", h.State.Name, err)
-		}
-		s.opt.Logger.Error("journal's end is damaged and was set aside; this server must be resynced",
-			"volume", h.State.Name, "seq", last.Seq, "err", damage)
-	}
-	return nil
-}
-
-// LogsByName gives the logs of a journal's volumes by the volumes' names.
-func LogsByName(j *journal.Journal) (map[string]*journal.Log, error) {
-	ids, err := j.Volumes()
-	if err != nil {
-		return nil, fmt.Errorf("list volumes of the journal: %w", err)
-	}
-	logs := map[string]*journal.Log{}
-	for _, id := range ids {
-		l, err := j.Log(id)
-		if err != nil {
-			return nil, fmt.Errorf("open journal of volume %s: %w", id, err)
-		}
-		h, ok, err := LoadHard(l)
-		if err != nil {
-			return nil, fmt.Errorf("volume %s: %w", id, err)
-		}
-		name := h.State.Name
-		if !ok || name == "" {
-			continue // a promise for a volume that did not come into being
-		}
-		if other := logs[name]; other != nil {
-			return nil, fmt.Errorf("the journal has two volumes called %q: %s and %s", name, other.Volume(), id)
-		}
-		logs[name] = l
-	}
-	return logs, nil
 }
 
 // Volume gives a volume by name, nil if this server has none of that name.

@@ -33,7 +33,7 @@ EXAMPLES:
    blockrepl journal verify /var/lib/blockrepl vol0
 
 EXIT STATUS:
-   0 done   1 an error   2 wrong usage   4 verify found damage   6 the server does not answer`,
+   0 done   1 an error   2 wrong usage   4 damage was found   6 the server does not answer`,
 		Subcommands: []*cli.Command{journalListCommand(), journalShowCommand(), journalVerifyCommand(), journalDumpCommand(), journalDropCommand()},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
@@ -59,7 +59,8 @@ func journalListCommand() *cli.Command {
 		Usage:     "volumes, numbers kept, quarantines",
 		UsageText: "blockrepl journal list [DATA] [--admin ADDR] [--json]",
 		Description: `Prints for each volume the first and last record kept, their bytes, and the
-quarantines: diverged tails that were set aside.` + journalExits,
+quarantines: diverged tails that were set aside. Of a stopped server also which
+volumes' logs are damaged as a whole.` + journalExits,
 		Flags:  adminFlags(),
 		Action: journalList,
 	}
@@ -146,7 +147,11 @@ func journalList(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return printInfos(c.App.Writer, c.Bool("json"), list)
+	damaged := slices.ContainsFunc(list, func(i blockrepl.JournalInfo) bool { return i.Damage != "" })
+	if err := printInfos(c.App.Writer, c.Bool("json"), list); err != nil || !damaged {
+		return err
+	}
+	return quietExit(exitUnhealthy)
 }
 
 func journalShow(c *cli.Context) error {

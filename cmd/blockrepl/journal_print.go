@@ -50,9 +50,18 @@ func printInfos(w io.Writer, asJSON bool, list []blockrepl.JournalInfo) error {
 	t := newTable(w)
 	t.row("VOLUME", "UUID", "FIRST", "LAST", "BYTES")
 	for _, v := range list {
-		t.row(v.Volume, v.UUID, fmt.Sprint(v.First), fmt.Sprint(v.Last), fmt.Sprint(v.Bytes))
+		if v.Damage != "" {
+			t.row(v.Volume, v.UUID, "?", "?", "?")
+			t.line("  DAMAGED: " + strings.ReplaceAll(v.Damage, "\n", "; ") + "; " + damagedNext(v.Volume == v.UUID))
+		} else {
+			t.row(v.Volume, v.UUID, fmt.Sprint(v.First), fmt.Sprint(v.Last), fmt.Sprint(v.Bytes))
+		}
 		for _, q := range v.Quarantines {
-			t.line(fmt.Sprintf("  quarantine %s: records %d to %d of epoch %s are set aside", q.ID, q.First, q.Last, q.Epoch))
+			of := "" // not known where the first of them is damaged
+			if q.Epoch != "" {
+				of = " of epoch " + q.Epoch
+			}
+			t.line(fmt.Sprintf("  quarantine %s: records %d to %d%s are set aside", q.ID, q.First, q.Last, of))
 		}
 	}
 	t.flush()
@@ -68,7 +77,10 @@ func printVerify(w io.Writer, asJSON bool, r *blockrepl.JournalVerify) error {
 		verdict = fmt.Sprintf("%d DAMAGED", r.Damaged)
 	}
 	kept := fmt.Sprintf("records %d to %d, %d whole, %s", r.First, r.Last, r.Records, humanBytes(r.Bytes))
-	if r.First > r.Last {
+	switch {
+	case r.First == 0 && r.Damaged > 0: // of a log there is the first number, from 1
+		kept = "records are not known"
+	case r.First > r.Last:
 		kept = fmt.Sprintf("no records kept, the next is %d", r.First)
 	}
 	_, err := fmt.Fprintf(w, "%s: %s, %d in quarantines: %s\n", r.Volume, kept, r.Quarantined, verdict)

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/blockrepl/blockrepl/blockrepl"
@@ -91,46 +90,44 @@ func openStopped(data string) (*stoppedJournal, error) {
 // close releases the lock. Nothing was written, so nothing can be lost.
 func (s *stoppedJournal) close() { _ = s.journal.Close() }
 
-// logs gives the volumes by name and the names in order.
-func (s *stoppedJournal) logs() (map[string]*journal.Log, []string, error) {
-	logs, err := blockrepl.LogsByName(s.journal)
+// logs gives the volumes in the order of their names.
+func (s *stoppedJournal) logs() ([]blockrepl.NamedLog, error) {
+	logs, err := blockrepl.NamedLogs(s.journal)
 	if err != nil {
-		return nil, nil, fmt.Errorf("journal: %w", err)
+		return nil, fmt.Errorf("journal: %w", err)
 	}
-	var names []string
-	for name := range logs {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return logs, names, nil
+	return logs, nil
 }
 
-func (s *stoppedJournal) log(volume string) (*journal.Log, error) {
-	logs, names, err := s.logs()
+func (s *stoppedJournal) log(volume string) (*blockrepl.NamedLog, error) {
+	logs, err := s.logs()
 	if err != nil {
 		return nil, err
 	}
-	if l := logs[volume]; l != nil {
-		return l, nil
-	}
-	for _, l := range logs {
-		if l.Volume().String() == volume {
-			return l, nil
+	var names []string
+	for i := range logs {
+		if logs[i].Name == volume || logs[i].Log.Volume().String() == volume {
+			return &logs[i], nil
 		}
+		names = append(names, logs[i].Name)
 	}
 	return nil, fmt.Errorf("journal: %s has no volume %q%s", s.data, volume, didYouMean(volume, names))
 }
 
 func (s *stoppedJournal) infos(context.Context) ([]blockrepl.JournalInfo, error) {
-	logs, names, err := s.logs()
+	logs, err := s.logs()
 	if err != nil {
 		return nil, err
 	}
 	list := []blockrepl.JournalInfo{}
-	for _, name := range names {
-		info, err := blockrepl.JournalInfoOf(name, logs[name])
+	for i := range logs {
+		if logs[i].Err != nil {
+			list = append(list, blockrepl.DamagedInfoOf(&logs[i]))
+			continue
+		}
+		info, err := blockrepl.JournalInfoOf(logs[i].Name, logs[i].Log)
 		if err != nil {
-			return nil, fmt.Errorf("journal: volume %s: %w", name, err)
+			return nil, fmt.Errorf("journal: volume %s: %w", logs[i].Name, err)
 		}
 		list = append(list, info)
 	}
@@ -139,10 +136,22 @@ func (s *stoppedJournal) infos(context.Context) ([]blockrepl.JournalInfo, error)
 
 func (s *stoppedJournal) info(_ context.Context, volume string) (blockrepl.JournalInfo, error) {
 	log, err := s.log(volume)
+	if err == nil && log.Err != nil {
+		err = &failure{code: exitUnhealthy, err: fmt.Errorf("journal: volume %s: %w", log.Name, log.Err), next: damagedNext(log.Name == log.Log.Volume().String())}
+	}
 	if err != nil {
 		return blockrepl.JournalInfo{}, err
 	}
-	return blockrepl.JournalInfoOf(volume, log)
+	return blockrepl.JournalInfoOf(volume, log.Log)
+}
+
+// damagedNext is what becomes of a log that is damaged as a whole: without the volume's
+// name its server cannot know what to go without.
+func damagedNext(nameless bool) string {
+	if nameless {
+		return "its server does not start with it: put the data directory back, or start with an empty one and have it resynced"
+	}
+	return "its server sets aside what is damaged when it starts, and is to be resynced for this volume"
 }
 
 func (s *stoppedJournal) dump(ctx context.Context, q recordQuery, w io.Writer) error {
@@ -164,10 +173,11 @@ func (s *stoppedJournal) records(ctx context.Context, q recordQuery, f func(*blo
 
 // raw calls f for the wanted records.
 func (s *stoppedJournal) raw(ctx context.Context, q recordQuery, f func(*record.Record) error) error {
-	log, err := s.log(q.volume)
+	named, err := s.log(q.volume)
 	if err != nil {
 		return err
 	}
+	log := named.Log
 	if q.quarantine != "" {
 		return readQuarantine(log, q, f)
 	}
@@ -204,7 +214,7 @@ func readQuarantine(log *journal.Log, q recordQuery, f func(*record.Record) erro
 }
 
 func (s *stoppedJournal) verify(ctx context.Context, volume string, f func(*blockrepl.JournalVerify) error) error {
-	logs, names, err := s.logs()
+	logs, err := s.logs()
 	if err != nil {
 		return err
 	}
@@ -213,14 +223,17 @@ func (s *stoppedJournal) verify(ctx context.Context, volume string, f func(*bloc
 		if err != nil {
 			return err
 		}
-		logs, names = map[string]*journal.Log{volume: log}, []string{volume}
+		logs = []blockrepl.NamedLog{*log}
 	}
-	for _, name := range names {
-		report, err := logs[name].Verify(ctx, nil)
-		if err != nil {
+	for _, l := range logs {
+		r := blockrepl.JournalVerify{Volume: l.Name, Damaged: 1}
+		if l.Err != nil {
+			r.Damage = []string{l.Err.Error()}
+		} else if report, err := l.Log.Verify(ctx, nil); err != nil {
 			return err
+		} else {
+			r = blockrepl.JournalVerifyOf(l.Name, &report)
 		}
-		r := blockrepl.JournalVerifyOf(name, &report)
 		if err := f(&r); err != nil {
 			return err
 		}

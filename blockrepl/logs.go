@@ -1,0 +1,104 @@
+package blockrepl
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/journal"
+)
+
+// Comes from: the journal, as the last run or a bad disk left it. Does: makes whole
+// what is damaged, and finds the volumes' names. Goes to: the start, and the journal
+// commands on a stopped server, which only look.
+
+// salvage gives the volumes whose journal has a damaged end or state another one. What
+// they lost is gone, so that they are not believed, but the others are not kept from
+// starting.
+func (s *Server) salvage() error {
+	ids, err := s.journal.Volumes()
+	if err != nil {
+		return fmt.Errorf("list volumes of the journal: %w", err)
+	}
+	for _, id := range ids {
+		l, err := s.journal.Log(id)
+		var damage *journal.CorruptError
+		if !errors.As(err, &damage) {
+			continue // LogsByName tells all other errors
+		}
+		h, _, err := LoadHard(l)
+		if err != nil {
+			return fmt.Errorf("volume %s: %w", id, errors.Join(damage, err))
+		}
+		part := "end"
+		if damage.Seq == 0 {
+			part = "state"
+		}
+		h.Forgot = fmt.Sprintf("the journal's %s is damaged: %v", part, damage)
+		last, err := l.Salvage(journal.Cut{
+			Quarantine: quarantineID(s.opt.Wall(), damage.Seq), Reason: "damaged " + part + " of the journal", Time: s.opt.Wall().UnixNano(),
+		}, metaOps(&replica.Store{Hard: &h}))
+		if err != nil {
+			return fmt.Errorf("volume %q: %w", h.State.Name, err)
+		}
+		s.opt.Logger.Error("journal of a volume is damaged and what does not hang together was set aside; this server must be resynced",
+			"volume", h.State.Name, "seq", last.Seq, "err", damage)
+	}
+	return nil
+}
+
+// NamedLog is what a journal has of a volume.
+type NamedLog struct {
+	Name string // the volume's, its uuid where the name is damaged, too
+	Log  *journal.Log
+	Err  error // damage: there is no more than Meta and quarantines; nil: all can be read
+}
+
+// NamedLogs gives the logs of a journal's volumes, also damaged ones, by name. The
+// error is about the journal as a whole: what volumes it has is not known.
+func NamedLogs(j *journal.Journal) ([]NamedLog, error) {
+	ids, err := j.Volumes()
+	if err != nil {
+		return nil, fmt.Errorf("list volumes of the journal: %w", err)
+	}
+	var logs []NamedLog
+	for _, id := range ids {
+		l, err := j.Log(id)
+		var damage *journal.CorruptError
+		if err != nil && !errors.As(err, &damage) {
+			return nil, fmt.Errorf("open journal of volume %s: %w", id, err)
+		}
+		h, _, metaErr := LoadHard(l)
+		n := NamedLog{Name: h.State.Name, Log: l, Err: errors.Join(err, metaErr)}
+		if n.Name == "" {
+			if n.Err == nil {
+				continue // a promise for a volume that did not come into being
+			}
+			n.Name = id.String()
+		}
+		logs = append(logs, n)
+	}
+	slices.SortFunc(logs, func(a, b NamedLog) int { return cmp.Compare(a.Name, b.Name) })
+	return logs, nil
+}
+
+// LogsByName is NamedLogs where no damage can be gone on with.
+func LogsByName(j *journal.Journal) (map[string]*journal.Log, error) {
+	list, err := NamedLogs(j)
+	if err != nil {
+		return nil, err
+	}
+	logs := map[string]*journal.Log{}
+	for _, n := range list {
+		if n.Err != nil {
+			return nil, fmt.Errorf("volume %s: %w", n.Name, n.Err)
+		}
+		if other := logs[n.Name]; other != nil {
+			return nil, fmt.Errorf("the journal has two volumes called %q: %s and %s", n.Name, other.Volume(), n.Log.Volume())
+		}
+		logs[n.Name] = n.Log
+	}
+	return logs, nil
+}
