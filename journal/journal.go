@@ -250,7 +250,7 @@ func (j *Journal) DropVolume(v record.VolumeID) error {
 	}
 	// At once and not by the janitor: the volume may come again under the same keys.
 	lo := volumeKey(keyRecord, v)
-	if err := j.db.Excise(context.Background(), pebble.KeyRange{Start: lo, End: after(lo)}); err != nil {
+	if err := j.free(context.Background(), span{lo, after(lo)}); err != nil {
 		j.o.Logger.Warn("records of a dropped volume could not be freed", "volume", v, "err", err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -59,5 +60,57 @@ func TestTrimPointKeepsTheBytesAskedFor(t *testing.T) {
 		if got, err := l.TrimPoint(c.keep); got != c.want || err != nil {
 			t.Errorf("TrimPoint(%d) = %d, %v, want %d", c.keep, got, err, c.want)
 		}
+	}
+}
+
+// Freeing up to, or from, a damaged block took the rest of the table along without a
+// word: records that had been acknowledged, and those of a block that was mended.
+func TestFreeingBesideADamagedBlockTakesNothingElse(t *testing.T) {
+	for name, c := range map[string]struct {
+		bad  record.Seq
+		free [2]record.Seq // [from, to)
+		kept record.Seq    // which must stay
+		mend bool
+	}{
+		"up to it":           {21, [2]record.Seq{1, 21}, 40, false},
+		"into it":            {20, [2]record.Seq{1, 20}, 40, false},
+		"from it on":         {20, [2]record.Seq{22, 40}, 5, false},
+		"up to it, mended":   {21, [2]record.Seq{1, 21}, 40, true},
+		"from it on, mended": {20, [2]record.Seq{22, 40}, 5, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs := vfs.NewMem()
+			o := options(t, fs)
+			o.Logger = nil
+			j := mustOpen(t, o)
+			l := mustLog(t, j, vol1)
+			recs := chain(vol1, record.Pos{}, 50, 3000)
+			mustWrite(t, l, Batch{Records: recs})
+			if err := j.db.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			mustClose(t, j)
+			flipInTables(t, fs, o.Dir, recs[c.bad-1].StoredPayload()[:64])
+			j = mustOpen(t, o)
+			l = mustLog(t, j, vol1)
+			for _, r := range slices.Backward(recs[c.bad-4 : c.bad+3]) {
+				if !c.mend {
+					break
+				}
+				if err := l.Replace(r); err != nil { // which leaves the block as it is
+					t.Fatal(err)
+				}
+			}
+			if err := j.db.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			err := j.free(t.Context(), span{recordKey(vol1, 1, c.free[0]), recordKey(vol1, 1, c.free[1])})
+			if err == nil {
+				t.Error("freed beside a damaged block")
+			}
+			if rec, err := l.Get(c.kept); err != nil || rec.Pos() != recs[c.kept-1].Pos() {
+				t.Errorf("record %d: %v", c.kept, err)
+			}
+		})
 	}
 }
