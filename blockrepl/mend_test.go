@@ -244,6 +244,9 @@ func TestDamagedJournalEndOfAVolumeLeavesTheOthersAlone(t *testing.T) {
 		if err != nil || len(qs) != 1 || qs[0].After.Seq != last-2 || qs[0].Last.Seq != last {
 			t.Errorf("set aside is %+v, %v, want %d..%d", qs, err, last-1, last)
 		}
+		if st := c.status(1); len(st.Quarantines) != 1 || st.Quarantines[0].Last != uint64(last) { // though its first record is damaged
+			t.Errorf("status lists %+v as set aside", st.Quarantines)
+		}
 		c.kill(1)
 	}
 	c.start(1)

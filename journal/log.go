@@ -26,6 +26,8 @@ type Log struct {
 	deletedOffset uint64
 	exists        bool   // state is in the database
 	dirty         bool   // state has changes that no batch carries yet
+	known         bool   // the state in the database was whole
+	hidden        bool   // the end is in a damaged block: there may be more behind it
 	unclaimed     []span // of a broken log: all keys that no quarantine holds
 	garbage       garbage
 

@@ -208,9 +208,10 @@ type cursor struct {
 func (c *cursor) run(r keyRange) error {
 	err := c.iterate(r)
 	var corrupt *CorruptError
-	if !errors.As(err, &corrupt) || c.next > r.Last {
+	if !errors.As(err, &corrupt) {
 		return err
 	}
+	// Behind r.Last the damage is another range's.
 	for c.next <= r.Last && c.left > 0 {
 		rec, _, err := c.l.j.getRecord(c.l.v, r.Segment, c.next)
 		if err == nil {

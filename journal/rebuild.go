@@ -15,6 +15,7 @@ type rebuilt struct {
 	last   record.Pos
 	offset uint64     // of last
 	aside  []keyRange // what does not hang together with it
+	end    record.Seq // the highest number of that, as far as is known
 }
 
 // rebuild finds the log among the keys that no quarantine holds: the highest whole
@@ -64,7 +65,7 @@ func (b *rebuilt) take(l *Log, r keyRange) error {
 
 func (b *rebuilt) leave(r keyRange) {
 	if r.First <= r.Last {
-		b.aside = append(b.aside, r)
+		b.aside, b.end = append(b.aside, r), max(b.end, r.Last)
 	}
 }
 
@@ -112,7 +113,9 @@ func (l *Log) runs() (out []keyRange, err error) {
 		for ok := it.First(); ok; {
 			id, first, _ := parseRecordKey(it.Key())
 			next := recordKey(l.v, id+1, 0)
-			it.SeekLT(next)
+			if !it.SeekLT(next) {
+				break // another seek would forget why
+			}
 			_, last, _ := parseRecordKey(it.Key())
 			out = append(out, keyRange{id, first, last})
 			ok = it.SeekGE(next)

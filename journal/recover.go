@@ -30,7 +30,10 @@ func (l *Log) open() error {
 		err = l.checkEnds()
 	}
 	if err2 := l.sweep(err); err2 != nil {
-		return fmt.Errorf("open journal of volume %s: %w", l.v, errors.Join(err, err2))
+		if err != nil { // nor is it known what a Reset or Salvage may overwrite: no *CorruptError
+			return fmt.Errorf("open journal of volume %s: %w; %v", l.v, err2, err)
+		}
+		return fmt.Errorf("open journal of volume %s: %w", l.v, err2)
 	}
 	return err
 }
@@ -51,6 +54,7 @@ func (l *Log) readState() error {
 	if err := l.state.decode(b); err != nil {
 		return &CorruptError{l.v, 0, err}
 	}
+	l.known = true
 	return nil
 }
 
@@ -61,12 +65,20 @@ func (l *Log) findEnd() error {
 	l.last, l.offset = l.state.begin, l.state.beginOffset
 	g := l.state.segments[len(l.state.segments)-1]
 	seq, err := l.lastKey(g.ID)
+	var hidden *CorruptError
+	if errors.As(err, &hidden) {
+		seq, err = l.probeEnd(g)
+	}
 	if err != nil {
 		return err
 	}
 	seq = max(seq, g.First-1)
 	if seq <= l.state.begin.Seq {
 		return nil
+	}
+	if hidden != nil {
+		l.hidden = true
+		return &CorruptError{l.v, seq, hidden.Err}
 	}
 	r, offset, err := l.get(seq)
 	if err != nil {
@@ -93,6 +105,37 @@ func (l *Log) lastKey(id uint32) (record.Seq, error) {
 		return 0, readError(l.v, 0, err)
 	}
 	return seq, nil
+}
+
+// probeEnd is lastKey where the last keys are in a damaged block. Only a number that
+// is not there gives ErrMissing, not one that is hidden, and there are no holes but
+// where records were lost.
+func (l *Log) probeEnd(g segment) (record.Seq, error) {
+	there := func(seq record.Seq) (bool, error) {
+		_, _, err := l.j.getRecord(l.v, g.ID, seq)
+		var c *CorruptError
+		if err != nil && !errors.As(err, &c) {
+			return false, err
+		}
+		return !errors.Is(err, ErrMissing), nil
+	}
+	below := max(g.First, l.state.begin.Seq+1) - 1
+	step := record.Seq(1)
+	for up := true; step > 0; {
+		ok, err := there(below + step)
+		if err != nil {
+			return 0, err
+		}
+		if ok {
+			below += step
+		}
+		if up = up && ok; up {
+			step *= 2
+		} else {
+			step /= 2
+		}
+	}
+	return below, nil
 }
 
 // checkEnds verifies the first record and the tail. What it finds does not hinder:
@@ -165,9 +208,10 @@ func (l *Log) sweep(openErr error) error {
 	}
 	l.state.highest = max(l.state.highest, highest)
 	if openErr != nil {
-		if _, top, ok, err := l.topSegment(); err != nil {
+		// A damaged block may hide the last of them; a state that is whole has it.
+		if _, top, ok, err := l.topSegment(); err != nil && (!l.known || !pebble.IsCorruptionError(err)) {
 			return err
-		} else if ok {
+		} else if ok && err == nil {
 			l.state.highest = max(l.state.highest, top)
 		}
 		// Up to the segment that a Reset will begin: what it writes must stay.

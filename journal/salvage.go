@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -40,11 +41,7 @@ func (l *Log) salvageLocked(c *Cut, meta []MetaOp) (record.Pos, error) {
 	s := step{l: l, state: b.state, dirty: true}
 	if len(b.aside) > 0 {
 		c.After = b.last
-		end := record.Pos{}
-		for _, r := range b.aside {
-			end.Seq = max(end.Seq, r.Last)
-		}
-		if s.quarantine, err = l.newQuarantine(c, end, b.aside, 0); err != nil {
+		if s.quarantine, err = l.newQuarantine(c, record.Pos{Seq: b.end}, b.aside, 0); err != nil {
 			return record.Pos{}, err
 		}
 	}
@@ -60,7 +57,7 @@ func (l *Log) salvageLocked(c *Cut, meta []MetaOp) (record.Pos, error) {
 	l.state, l.last, l.offset, l.bad = s.state, b.last, b.offset, nil
 	l.mu.Unlock()
 	l.deleted, l.deletedOffset = s.state.begin.Seq, s.state.beginOffset
-	l.unclaimed, l.dirty, l.exists = nil, false, true
+	l.unclaimed, l.dirty, l.exists, l.known, l.hidden = nil, false, true, true, false
 	if err := l.checkEnds(); err != nil {
 		return record.Pos{}, err
 	}
@@ -77,7 +74,10 @@ func (l *Log) remains() (b rebuilt, err error) {
 	if b.last, b.offset, err = l.lastWhole(bad); err != nil {
 		return b, err
 	}
-	b.aside = l.state.ranges(b.last.Seq+1, bad)
+	b.aside, b.end = l.state.ranges(b.last.Seq+1, bad), bad
+	if r := &b.aside[len(b.aside)-1]; l.hidden && r.Segment == l.state.segmentOf(math.MaxUint64) {
+		r.Last = math.MaxUint64 - 1 // nobody else has of the last segment
+	}
 	return b, nil
 }
 

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -163,4 +164,122 @@ func seqs(first, last record.Seq) (out []record.Seq) {
 		out = append(out, first)
 	}
 	return out
+}
+
+// A bad block at the end of a log's last table hid how far the log went: it was not
+// salvaged, and the server did not start.
+func TestSalvageEndsALogBeforeABadBlock(t *testing.T) {
+	for name, c := range map[string]struct{ kept, count, trim int }{
+		"in the second segment":      {30, 20, 0},
+		"nearly all of a segment":    {30, 2, 0},
+		"trimmed into the block":     {30, 20, 49},
+		"in the first segment":       {50, 0, 0},
+		"of a log in its only block": {1, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs := vfs.NewMem()
+			o := options(t, fs)
+			o.Logger = nil
+			j := mustOpen(t, o)
+			l := mustLog(t, j, vol1)
+			recs := chain(vol1, record.Pos{}, c.kept, 3000)
+			mustWrite(t, l, Batch{Records: recs})
+			if c.count > 0 {
+				aside := chain(vol1, recs[c.kept-1].Pos(), 7, 3000)
+				mustWrite(t, l, Batch{Records: aside})
+				recs = append(recs, chainOf(vol1, recs[c.kept-1].Pos(), c.count, 3000, 2)...)
+				mustWrite(t, l, Batch{Cut: &Cut{After: recs[c.kept-1].Pos(), Quarantine: "q"}, Records: recs[c.kept:]})
+			}
+			if err := l.Trim(record.Seq(c.trim)); err != nil {
+				t.Fatal(err)
+			}
+			mustWrite(t, l, Batch{})
+			if err := j.db.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			mustClose(t, j)
+			n := record.Seq(len(recs))
+			flipInTables(t, fs, o.Dir, recs[n-1].StoredPayload()[:64])
+
+			j = mustOpen(t, o)
+			l, err := j.Log(vol1)
+			wantCorrupt(t, err, n)
+			pos, err := l.Salvage(Cut{Quarantine: "end"}, nil)
+			if err != nil || pos.Seq >= n || pos.Seq+4 < n || pos.Seq > 0 && pos != recs[pos.Seq-1].Pos() {
+				t.Fatalf("Salvage: %s, %v, want at most 4 before %d", pos, err, n)
+			}
+			fresh := chainOf(vol1, pos, 10, 1000, 3)
+			mustWrite(t, l, Batch{Records: fresh})
+			begin := record.Pos{}
+			if c.trim > 0 {
+				begin = recs[min(c.trim, int(pos.Seq))-1].Pos()
+			}
+			for range 2 {
+				checkHolds(t, l, begin, append(recs[begin.Seq:pos.Seq:pos.Seq], fresh...))
+				qs, err := l.Quarantines()
+				if err != nil || qs[0].Name != "end" || qs[0].After != pos || qs[0].Last.Seq != n {
+					t.Errorf("Quarantines: %+v, %v", qs, err)
+				}
+				mustClose(t, j)
+				j = mustOpen(t, o)
+				l = mustLog(t, j, vol1)
+			}
+		})
+	}
+}
+
+// Where neither the state nor the keys can be read nobody knows what is there: nothing
+// may be written over it.
+func TestDamagedStateBesideABadBlockIsLeftAlone(t *testing.T) {
+	fs := vfs.NewMem()
+	o := options(t, fs)
+	o.Logger = nil
+	j := mustOpen(t, o)
+	l := mustLog(t, j, vol1)
+	recs := chain(vol1, record.Pos{}, 50, 3000)
+	mustWrite(t, l, Batch{Records: recs})
+	spoilState(t, l)
+	if err := j.db.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, j)
+	flipInTables(t, fs, o.Dir, recs[49].StoredPayload()[:64])
+	for range 2 {
+		j = mustOpen(t, o)
+		l, err := j.Log(vol1)
+		var c *CorruptError
+		if l != nil || err == nil || errors.As(err, &c) {
+			t.Errorf("Log: %v, %v, want neither a log nor a CorruptError", l, err)
+		}
+		if rec, _, err := j.getRecord(vol1, 1, 40); err != nil || rec.Pos() != recs[39].Pos() {
+			t.Errorf("record 40: %v", err)
+		}
+		mustClose(t, j)
+	}
+}
+
+// The same in the middle: what can be listed is not all.
+func TestDamagedStateBesideABadBlockBelowIsLeftAlone(t *testing.T) {
+	fs := vfs.NewMem()
+	o := options(t, fs)
+	o.Logger = nil
+	j := mustOpen(t, o)
+	l := mustLog(t, j, vol1)
+	recs := chain(vol1, record.Pos{}, 50, 3000)
+	mustWrite(t, l, Batch{Records: recs})
+	spoilState(t, l)
+	if err := j.db.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, j)
+	flipInTables(t, fs, o.Dir, recs[0].StoredPayload()[:64])
+	j = mustOpen(t, o)
+	l, err := j.Log(vol1)
+	wantCorrupt(t, err, 0)
+	if pos, err := l.Salvage(Cut{Quarantine: "end"}, nil); err == nil {
+		t.Errorf("Salvage: %s", pos)
+	}
+	if rec, _, err := j.getRecord(vol1, 1, 40); err != nil || rec.Pos() != recs[39].Pos() {
+		t.Errorf("record 40: %v", err)
+	}
 }

@@ -308,6 +308,16 @@ func (m *machine) checkJournal(sums map[record.Seq]uint64) (err error) {
 	if d := l.Damage(); len(d) > 0 {
 		return fmt.Errorf("damage: %v", d)
 	}
+	// What was set aside because it is damaged stays so until the operator drops it.
+	qs, err := l.Quarantines()
+	for _, q := range qs {
+		if err == nil && strings.HasPrefix(q.Reason, "damaged") {
+			err = l.DropQuarantine(q.Name)
+		}
+	}
+	if err != nil {
+		return err
+	}
 	rep, err := l.Verify(context.Background(), nil)
 	if err := errors.Join(err, rep.Err()); err != nil {
 		return err
