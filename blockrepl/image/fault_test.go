@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -256,6 +257,48 @@ func TestExtentsOutsideAreRefusedBeforeAnythingIsDone(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Reads waited while a device that grew was zeroed, for minutes of a large one; and a
+// power cut could bring back what it had held, under a size that the journal knew.
+func TestGrownDeviceIsZeroDurablyWhileReadsGoOn(t *testing.T) {
+	const small, size = 1 << 20, 4 << 20
+	backing := filepath.Join(t.TempDir(), "backing")
+	if err := os.WriteFile(backing, fill(size, 7), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	im := unable(at(t, Options{Path: loopOver(t, backing), Size: small})) // zeroes are in the page cache first
+	im.locks.rlock(^stripeSet(0))
+	done := make(chan error, 1)
+	go func() { done <- im.Resize(size) }()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	// A power cut now would leave what the backing file holds.
+	for deadline := time.After(20 * time.Second); ; {
+		b, err := os.ReadFile(backing)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if record.IsZero(b[small:]) {
+			break
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("resize beside a read: %v, and the new bytes are not durable", err)
+		case <-deadline:
+			im.locks.runlock(^stripeSet(0))
+			t.Fatalf("the new bytes were not zeroed while a read went on; resize: %v", <-done)
+		case <-tick.C:
+		}
+	}
+	if im.Size() != small {
+		t.Error("the new size is seen while a read goes on")
+	}
+	im.locks.runlock(^stripeSet(0))
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	whole(t, im, append(fill(small, 7), make([]byte, size-small)...))
 }
 
 func TestResizeNeverShowsOldBytes(t *testing.T) {

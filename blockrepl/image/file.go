@@ -156,18 +156,20 @@ func (d *file) segment(off, end int64) (int64, bool, error) {
 	return min(max(hole, off+1), end), false, nil
 }
 
+// prepare zeroes what the volume left behind its end on a device when it shrank, or
+// what the device held before it grew: it is not the volume's.
+func (d *file) prepare(size int64) (wrote bool, err error) {
+	if !d.device {
+		return false, nil
+	}
+	if err := d.deviceHolds(size); err != nil || size <= d.size {
+		return false, err
+	}
+	return true, d.zero(d.size, size-d.size, true)
+}
+
 func (d *file) resize(size int64) error {
 	if d.device {
-		if err := d.deviceHolds(size); err != nil {
-			return err
-		}
-		// What the volume left behind its end when it shrank, or what the device
-		// held before it grew, is not the volume's.
-		if size > d.size {
-			if err := d.zero(d.size, size-d.size, true); err != nil {
-				return err
-			}
-		}
 		d.size = size
 		return nil
 	}

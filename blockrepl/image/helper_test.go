@@ -112,6 +112,12 @@ func loop(t testing.TB, size int64) string {
 	if err := os.Truncate(backing, size); err != nil {
 		t.Fatal(err)
 	}
+	return loopOver(t, backing)
+}
+
+// loopOver gives a loop device over a file.
+func loopOver(t testing.TB, backing string) string {
+	t.Helper()
 	out, err := exec.Command("losetup", "--find", "--show", backing).CombinedOutput()
 	if err != nil {
 		t.Skipf("needs loop devices: losetup: %v: %s", err, out)

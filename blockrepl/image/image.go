@@ -74,6 +74,9 @@ type disk interface {
 	// segment gives the run of data, or of known zeroes, that begins at off:
 	// its end, at most end, and whether it is a hole.
 	segment(off, end int64) (to int64, hole bool, err error)
+	// prepare does for a resize what is long: it zeroes bytes behind the present size,
+	// which nobody reads, beside reads and syncs. wrote: a sync must come before resize.
+	prepare(size int64) (wrote bool, err error)
 	resize(size int64) error
 	// holds is resize without doing it; and how many bytes the file system lacks to
 	// take all of it, where that is known.
@@ -144,7 +147,8 @@ func (im *Image) Sync() error {
 }
 
 // Resize changes the volume's size. New bytes read as zeroes. ErrSize where a
-// device has not that many. It is durable with the next Sync.
+// device has not that many. It is durable with the next Sync; the zeroes of a device
+// are before the size is seen, and reads go on while they are written.
 func (im *Image) Resize(size int64) error {
 	if size <= 0 || size > record.MaxSize || size%sector != 0 {
 		return im.wrap("resize", record.Extent{}, fmt.Errorf("%w: %d bytes: must be a multiple of %d, from %d to %d",
@@ -152,22 +156,37 @@ func (im *Image) Resize(size int64) error {
 	}
 	im.changing.Lock()
 	defer im.changing.Unlock()
-	im.locks.lock(^stripeSet(0))
-	defer im.locks.unlock(^stripeSet(0))
 	if h := im.halt.Load(); h != nil {
 		return h.err
 	}
 	old := im.size.Load()
-	// A shrunk file may be longer than the volume: what lies between is of no
-	// use to anyone, and must be gone before it is the volume's again.
-	if err := im.disk.resize(size); err != nil {
-		if isNoSpace(err) || errors.Is(err, ErrSize) {
-			return im.wrap("resize", record.Extent{Lo: old, Hi: max(old, size)}, err)
+	wrote, err := im.disk.prepare(size)
+	if wrote && err == nil {
+		// After a power cut the journal may know the new size, and a redo sees nothing
+		// to zero then.
+		if err := im.Sync(); err != nil {
+			return err
 		}
-		return im.fail("resize", record.Extent{Lo: old, Hi: max(old, size)}, err)
 	}
-	im.size.Store(size)
-	return nil
+	if err == nil {
+		im.locks.lock(^stripeSet(0))
+		defer im.locks.unlock(^stripeSet(0))
+		if h := im.halt.Load(); h != nil { // a Sync failed meanwhile
+			return h.err
+		}
+		// A shrunk file may be longer than the volume: what lies between is of no
+		// use to anyone, and must be gone before it is the volume's again.
+		err = im.disk.resize(size)
+	}
+	x := record.Extent{Lo: old, Hi: max(old, size)}
+	switch {
+	case err == nil:
+		im.size.Store(size)
+		return nil
+	case isNoSpace(err), errors.Is(err, ErrSize):
+		return im.wrap("resize", x, err)
+	}
+	return im.fail("resize", x, err)
 }
 
 // Holds is Resize without doing it: ErrSize where neither device nor file system can
