@@ -66,7 +66,8 @@ type ResolveRequest struct {
 // ResizeRequest is the body of POST /v1/volumes/{name}/resize, asked of any server.
 type ResizeRequest struct {
 	SizeBytes int64 `json:"size_bytes"`
-	// Force: although the asked server's file system lacks bytes for all of it.
+	// Force: although a server's file system lacks bytes for all of it, or a server
+	// cannot be asked.
 	Force bool `json:"force"`
 }
 
@@ -84,10 +85,11 @@ type SetReport struct {
 	KeepBytes  int64  `json:"keep_bytes"`
 }
 
-// ResizeReport is its answer.
+// ResizeReport is its answer. Warning is what Force went past, "" when nothing was.
 type ResizeReport struct {
 	Volume    string `json:"volume"`
 	SizeBytes int64  `json:"size_bytes"`
+	Warning   string `json:"warning"`
 }
 
 // InitRequest is the body of POST /v1/volumes/{name}/init, asked of the server

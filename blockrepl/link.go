@@ -161,6 +161,10 @@ func (l *link) dispatch(f wire.Frame) {
 		v.mender.lend(l, m)
 	case *wire.Fetched:
 		v.mender.deliver(m)
+	case *wire.SizeQuery:
+		v.examine(l, m)
+	case *wire.SizeAnswer:
+		v.sizing.deliver(m)
 	case *wire.Append:
 		v.in.receive(replica.Received{Peer: l.peer.id, Session: l.session, Msg: m}, recordBytes(m.Records))
 	case *wire.Forward:

@@ -78,6 +78,7 @@ type Volume struct {
 	sync    syncer
 	answer  answerer
 	mender  mender
+	sizing  sizing
 
 	// initializing is held while an operator's init prepares the image.
 	initializing sync.Mutex

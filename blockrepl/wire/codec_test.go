@@ -36,7 +36,7 @@ func TestEveryMessageComesBackAsItWas(t *testing.T) {
 
 func TestEveryTypeHasItsOwnMessage(t *testing.T) {
 	ts := allTypes()
-	if got, want := len(ts), int(TypeFetched); got != want {
+	if got, want := len(ts), int(TypeSizeAnswer); got != want {
 		t.Errorf("%d types are known, want %d", got, want)
 	}
 	for _, typ := range ts {

@@ -105,6 +105,8 @@
 //	23 Leaving        text reason, flag failed, flag restart, epoch vow
 //	24 Fetch          u64 seq
 //	25 Fetched        u64 seq, u32 count; records
+//	26 SizeQuery      u64 id, size size
+//	27 SizeAnswer     u64 id, flag ok, flag force, text reason
 //
 // Annotated examples of every frame are in testdata. A state that is kept (in a
 // record's payload, in metadata) has a version byte before it: [AppendState].

@@ -231,3 +231,15 @@ func (m *Fetched) fields(c *coder) {
 	c.seq("seq", &m.Seq)
 	c.records(&m.Records, record.DecodeNext)
 }
+
+func (m *SizeQuery) fields(c *coder) {
+	c.u64("id", &m.ID)
+	c.size("size", &m.Size)
+}
+
+func (m *SizeAnswer) fields(c *coder) {
+	c.u64("id", &m.ID)
+	c.flag("ok", &m.OK)
+	c.flag("force", &m.Force)
+	c.reason("reason", &m.Reason)
+}

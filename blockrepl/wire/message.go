@@ -64,6 +64,10 @@ func newMessage(t Type) coded {
 		return new(Fetch)
 	case TypeFetched:
 		return new(Fetched)
+	case TypeSizeQuery:
+		return new(SizeQuery)
+	case TypeSizeAnswer:
+		return new(SizeAnswer)
 	}
 	return nil
 }

@@ -321,6 +321,21 @@ type Fetched struct {
 	Records []*record.Record // at most one
 }
 
+// SizeQuery asks whether the receiver's image could become so large.
+type SizeQuery struct {
+	ID   uint64
+	Size int64 // bytes
+}
+
+// SizeAnswer answers SizeQuery. It promises nothing: it is about a slip of the
+// operator's, not about what else may fill the disk until the size is numbered.
+type SizeAnswer struct {
+	ID     uint64
+	OK     bool
+	Force  bool // not OK, but the operator may know better
+	Reason string
+}
+
 // Leaving says that a server stops taking part, and why, before it closes the link.
 type Leaving struct {
 	Reason  string

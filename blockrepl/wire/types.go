@@ -30,6 +30,8 @@ const (
 	TypeLeaving       Type = 23
 	TypeFetch         Type = 24
 	TypeFetched       Type = 25
+	TypeSizeQuery     Type = 26
+	TypeSizeAnswer    Type = 27
 )
 
 func (*Greeting) messageType() Type      { return TypeGreeting }
@@ -57,3 +59,5 @@ func (*ExtentData) messageType() Type    { return TypeExtentData }
 func (*Leaving) messageType() Type       { return TypeLeaving }
 func (*Fetch) messageType() Type         { return TypeFetch }
 func (*Fetched) messageType() Type       { return TypeFetched }
+func (*SizeQuery) messageType() Type     { return TypeSizeQuery }
+func (*SizeAnswer) messageType() Type    { return TypeSizeAnswer }

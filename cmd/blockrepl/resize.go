@@ -17,9 +17,11 @@ func resizeCommand() *cli.Command {
 Clients see it when they attach again; then grow the file system (resize2fs,
 xfs_growfs). The size in the configuration counts at the volume's creation only.
 
-No volume gets smaller again. The asked server refuses what its own image cannot
-take, and, without --force, what its file system has no space for. It cannot look
-at the others: images on block devices must be large enough on all servers already.
+No volume gets smaller again. The asked server looks at its own image and asks all
+other members. It refuses what an image cannot take: enlarge block devices on all
+servers first. Without --force it also refuses what a file system has no space for, and
+when a member does not answer within peer_timeout or is not linked: a server that
+cannot follow when it is back fails.
 
 EXAMPLES:
    blockrepl resize vol0 2GiB
@@ -28,7 +30,7 @@ EXIT STATUS:
    0 done   1 an error   2 not a size   3 refused, the message may name the flag
    6 the server does not answer`,
 		Flags: append(adminFlags(),
-			&cli.BoolFlag{Name: "force", Usage: "although the file system lacks space for all of it"}),
+			&cli.BoolFlag{Name: "force", Usage: "although a file system lacks space for all of it, or a server cannot be asked"}),
 		Action: resize,
 	}
 }
@@ -52,5 +54,8 @@ func resize(c *cli.Context) error {
 	var r blockrepl.ResizeReport
 	return a.command(c, volumePath(v.Name, "resize"), blockrepl.ResizeRequest{SizeBytes: int64(v.Size), Force: c.Bool("force")}, &r, func(w io.Writer) {
 		fmt.Fprintf(w, "%s has %s now; attached clients see it when they attach again\n", v.Name, v.Size)
+		if r.Warning != "" {
+			fmt.Fprintln(w, "warning: the size is numbered although", r.Warning)
+		}
 	})
 }
