@@ -253,6 +253,9 @@ func (s *syncer) save(ctx context.Context, c *copying) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if p.done {
+			s.v.finding.resynced(s.v)
+		}
 		s.v.in.postIf(c.gen, replica.ResyncProgress{Order: c.order.ID, Offset: p.offset, Applied: p.high, Done: p.done})
 	}
 	return nil

@@ -38,8 +38,8 @@
 //	clients.go    Done
 //
 // reads.go has reads, resync.go and answer.go the copying of a whole image,
-// verify.go its comparison, resize.go a new size, admin.go the operator's door,
-// report.go the status.
+// verify.go its comparison, finding.go what that found, resize.go a new size,
+// admin.go the operator's door, report.go the status.
 //
 // # Data directory
 //

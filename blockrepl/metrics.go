@@ -29,6 +29,7 @@ var (
 	descCounter   = metric("volume_events_total", "What happened to the volume here, by kind.", "volume", "kind")
 	descClientOps = metric("volume_client_requests", "Requests of the present connections.", "volume", "kind")
 	descResync    = metric("volume_resync_done_bytes", "Bytes of the image compared by the resync that runs.", "volume")
+	descDiffer    = metric("volume_verify_different_bytes", "Bytes that the last verify found to differ here; 0 once they were mended.", "volume")
 	descPeerUp    = metric("peer_live", "1 where the peer is live, as this server sees it.", "volume", "peer", "state")
 	descPeerLag   = metric("peer_lag_records", "Records that the peer lacks; the master knows.", "volume", "peer")
 	descPeerLagB  = metric("peer_lag_bytes", "Their bytes.", "volume", "peer")
@@ -36,7 +37,7 @@ var (
 	descFree      = metric("journal_free_bytes", "Bytes that the journal may still promise.")
 	descDisk      = metric("journal_disk_bytes", "Bytes that the journal takes on disk.")
 	allDescs      = []*prometheus.Desc{descState, descMaster, descSize, descNumber, descInSync, descMembers, descJournal, descClients,
-		descCounter, descClientOps, descResync, descPeerUp, descPeerLag, descPeerLagB, descRing, descFree, descDisk}
+		descCounter, descClientOps, descResync, descDiffer, descPeerUp, descPeerLag, descPeerLagB, descRing, descFree, descDisk}
 	volumeStates = []VolumeState{StateHealthy, StateDegraded, StateCatchingUp, StateResyncing, StateSuspended, StateDiverged, StateSplitBrain, StateFailed}
 )
 
@@ -94,6 +95,11 @@ func (m metrics) volume(v *VolumeStatus, gauge func(*prometheus.Desc, float64, .
 	if v.Resync != nil {
 		gauge(descResync, float64(v.Resync.DoneBytes), v.Name)
 	}
+	var differ int64
+	if v.Verify != nil {
+		differ = v.Verify.DifferentBytes
+	}
+	gauge(descDiffer, float64(differ), v.Name)
 	for _, p := range v.Peers {
 		gauge(descPeerUp, truth(p.State == "live"), v.Name, p.Server, p.State)
 		gauge(descPeerLag, float64(p.LagRecords), v.Name, p.Server)

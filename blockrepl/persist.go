@@ -29,6 +29,7 @@ const (
 	keyHard   = "hard"
 	keyTable  = "table"
 	keyMemory = "memory"
+	keyVerify = "verify" // the shell's own: finding.go
 )
 
 const (

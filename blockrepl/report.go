@@ -72,6 +72,7 @@ func (v *Volume) Status(ctx context.Context) VolumeStatus {
 		st.Resync = v.sync.status()
 	}
 	v.blind.tell(&st)
+	v.finding.tell(&st, view.Role)
 	st.Counters["resync_bytes"] += v.answer.sent.Load()
 	st.Counters["records_mended"] += v.mender.count()
 	st.Counters["resync_queries_dropped"] += v.answer.dropped.Load()

@@ -17,7 +17,7 @@ type VolumeState string
 // The volume states, from best to worst.
 const (
 	StateHealthy    VolumeState = "healthy"     // every member is in sync
-	StateDegraded   VolumeState = "degraded"    // serving, a member is missing
+	StateDegraded   VolumeState = "degraded"    // serving, a member is missing, or verify found that the image here differs
 	StateCatchingUp VolumeState = "catching-up" // this server lacks records
 	StateResyncing  VolumeState = "resyncing"   // this server's image is being copied
 	StateSuspended  VolumeState = "suspended"   // writes wait; Reason and Next say for what
@@ -54,7 +54,10 @@ type VolumeStatus struct {
 	// Resync is nil unless State is resyncing.
 	Resync *ResyncStatus `json:"resync,omitempty"`
 	// Work is nil unless a verify or an init is under way here.
-	Work        *WorkStatus        `json:"work,omitempty"`
+	Work *WorkStatus `json:"work,omitempty"`
+	// Verify is nil unless a verify found that the image here differs, and neither a
+	// later one nor a resync has mended it. It outlives a restart.
+	Verify      *VerifyFinding     `json:"verify,omitempty"`
 	Quarantines []QuarantineStatus `json:"quarantines,omitempty"`
 	Counters    map[string]uint64  `json:"counters"` // requests_sent, requests_served, records_early, records_duplicate, forwards, resync_bytes, …
 	Clients     []ClientStatus     `json:"clients"`
@@ -102,6 +105,15 @@ type WorkStatus struct {
 	DoneBytes   int64   `json:"done_bytes"`
 	TotalBytes  int64   `json:"total_bytes"`
 	LeftSeconds float64 `json:"left_seconds"`
+}
+
+// VerifyFinding is what a verify found in this server's image.
+type VerifyFinding struct {
+	Source         string            `json:"source"` // the master then
+	Number         uint64            `json:"number"` // of the last record applied when it ended
+	Time           time.Time         `json:"time"`
+	DifferentBytes int64             `json:"different_bytes"`
+	Different      []DifferentExtent `json:"different"` // as in VerifyReport
 }
 
 // QuarantineStatus is a diverged tail that was set aside.

@@ -14,8 +14,8 @@ import (
 )
 
 // Comes from: POST …/verify, on a slave. Does: compares the image with the
-// master's, block by block, while clients write. Goes to: VerifyReport; with
-// repair, the master's bytes replace what differs.
+// master's, block by block, while clients write. Goes to: VerifyReport and the
+// status (finding.go); with repair, the master's bytes replace what differs.
 //
 // Neither side stops, so a difference may be a write that only one of them has
 // applied yet. What decides is the log. The master answers a query from an image
@@ -67,27 +67,39 @@ func (v *Volume) verify(ctx context.Context, repair bool) (VerifyReport, error) 
 	}
 	r := &verification{v: v, link: l, epoch: view.Epoch, repair: repair,
 		report: VerifyReport{Volume: v.name, Source: master.String(), Different: []DifferentExtent{}}}
-	size := v.img.Size()
+	began := v.finding.begin()
+	err = r.run(ctx)
+	v.finding.concluded(v, began, &r.report, err)
+	if r.report.DifferentBytes > 0 {
+		v.note(&replica.Note{Text: "image differs from the master's", Warn: true, Args: []any{
+			"master", master.String(), "bytes", r.report.DifferentBytes, "first", r.report.Different[0].Offset, "repaired", r.report.Repaired}})
+	}
+	if err != nil {
+		return r.report, fmt.Errorf("verify volume %q against server %s: %w", v.name, master, err)
+	}
+	return r.report, nil
+}
+
+// run compares window by window.
+func (r *verification) run(ctx context.Context) error {
+	v, size := r.v, r.v.img.Size()
 	w := v.begin("verify", size)
 	defer v.end(w)
 	for off := int64(0); off < size; off += resyncWindow {
 		if err := r.window(ctx, off, min(resyncWindow, size-off)); err != nil {
-			return r.report, fmt.Errorf("verify volume %q against server %s at offset %d: %w", v.name, master, off, err)
+			return fmt.Errorf("at offset %d: %w", off, err)
 		}
 		w.done.Store(off + resyncWindow)
 	}
-	if repair && r.report.DifferentBytes > 0 {
+	if r.repair && r.report.DifferentBytes > 0 {
 		// Nothing is called repaired that a power cut could take back.
 		if err := v.check.sync(); err != nil {
 			v.fail("image", err)
-			return r.report, fmt.Errorf("verify volume %q: make %d repaired bytes durable: %w", v.name, r.report.DifferentBytes, err)
+			return fmt.Errorf("make %d repaired bytes durable: %w", r.report.DifferentBytes, err)
 		}
 		r.report.Repaired = true
 	}
-	if r.report.DifferentBytes > 0 {
-		v.logr.Warn("image differs from the master's", "master", master.String(), "bytes", r.report.DifferentBytes, "first", r.report.Different[0].Offset, "repaired", r.report.Repaired)
-	}
-	return r.report, nil
+	return nil
 }
 
 // window compares one window; blocks that seem to differ are looked at again, one

@@ -79,6 +79,7 @@ type Volume struct {
 	answer  answerer
 	mender  mender
 	sizing  sizing
+	finding finding
 
 	// initializing is held while an operator's init prepares the image.
 	initializing sync.Mutex
@@ -106,6 +107,9 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 	saved, expect, err := v.load(logs[opt.Name])
 	if err != nil {
 		return nil, err
+	}
+	if err := v.finding.load(v.log.Load()); err != nil {
+		return nil, fmt.Errorf("volume %q: %w", v.name, err)
 	}
 	if err := v.openImage(&saved, &expect); err != nil {
 		return nil, err

@@ -19,9 +19,10 @@ func statusCommand() *cli.Command {
 them, with the reason and the next command when something is wrong. Lags are known
 to the master only. Asking is cheap.
 
-Volume states: healthy; degraded (serving, a member is missing); catching-up and
-resyncing (this server lacks records, or its image is being copied); suspended
-(writes wait); diverged; split-brain; failed.
+Volume states: healthy; degraded (serving; a member is missing, or verify found that
+this server's image differs and nothing has mended it since); catching-up and
+resyncing (this server lacks records, or its image is being copied); suspended (writes
+wait); diverged; split-brain; failed.
 Peer states: live, catch-up, resync, probe, down.
 
 --json prints what GET /v1/status answers. With --watch: one object a line.

@@ -25,6 +25,9 @@ is the damaged one. With three servers ask both slaves without it first. If both
 differ, the master's image may be the damaged one: promote a slave that is in sync,
 then repair the old master. The journal has the last writes: "blockrepl journal show".
 
+What it found is named by "blockrepl status" there, also after a restart, until a
+later verify finds the image equal or repairs it, or the server is resynced.
+
 EXAMPLES:
    blockrepl verify vol0 --admin 127.0.0.1:10821
 
