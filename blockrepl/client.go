@@ -96,7 +96,9 @@ func opOf(o *replica.Op) *op { return (*op)(unsafe.Pointer(o)) }
 
 // Connect opens the volume for one connection of a client; ctx is that
 // connection's. It waits until the volume has come into being. A volume that
-// another identity holds is offered read-only. ErrAborted: it failed on this server.
+// another identity holds is offered read-only. It waits, like a read, until Size is at
+// least what any client saw before; without a master, or during a resync, for peer_timeout
+// only. ErrAborted: it failed on this server, or that took longer than the io timeout.
 func (v *Volume) Connect(ctx context.Context, info ClientInfo) (*Conn, error) {
 	if info.Gone == nil {
 		info.Gone = func() bool { return false }
@@ -125,7 +127,54 @@ func (v *Volume) Connect(ctx context.Context, info ClientInfo) (*Conn, error) {
 		return nil, v.closed()
 	}
 	c.stop = context.AfterFunc(ctx, func() { c.abandon(ErrAborted) })
+	if err := c.settle(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
 	return c, nil
+}
+
+// settle waits like a read, so that a server which is behind does not offer the size of
+// before a resize that completed. Without a master it does not go on waiting: the
+// requests will, and a client must find a server at which they can. What it is offered
+// then it would also have, had it come before the resize. Nor during a resync: that may
+// take hours, and began with the master's size.
+func (c *Conn) settle(ctx context.Context) error {
+	if c.info.StaleOK {
+		return nil
+	}
+	v := c.v
+	began := v.s.opt.Clock()
+	for {
+		wait, cancel := context.WithTimeout(ctx, v.s.opt.PeerTimeout)
+		err := c.look(wait, func() error { return nil })
+		late := wait.Err() != nil
+		cancel()
+		if err == nil || ctx.Err() != nil || !late || c.ended() {
+			return err
+		}
+		view, err := v.view(ctx)
+		if err != nil {
+			return err
+		}
+		switch view.State {
+		case replica.Healthy, replica.Degraded, replica.CatchingUp:
+		default:
+			return nil
+		}
+		if v.s.opt.Clock().Sub(began) > v.s.opt.IOTimeout {
+			return fmt.Errorf("%w: volume %q on this server has been behind for %v", ErrAborted, v.name, v.s.opt.IOTimeout)
+		}
+	}
+}
+
+// ended reports whether the connection was closed on this side.
+func (c *Conn) ended() bool {
+	select {
+	case <-c.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 // closed says why nobody is let in any more.

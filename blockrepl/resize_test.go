@@ -2,10 +2,12 @@ package blockrepl
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -130,6 +132,8 @@ func TestResizeDoesNotWaitForAServerThatDoesNotAnswer(t *testing.T) {
 	c := newCluster(t, 2, nil)
 	var on atomic.Bool
 	held, let := make(chan struct{}, 1), make(chan struct{})
+	free := sync.OnceFunc(func() { close(let) })
+	t.Cleanup(free)
 	c.roomy("b", func() {
 		if on.Load() {
 			held <- struct{}{}
@@ -146,11 +150,72 @@ func TestResizeDoesNotWaitForAServerThatDoesNotAnswer(t *testing.T) {
 	on.Store(false)
 	_, err := c.resize(0, 2*testSize, false)
 	_, again := c.resize(0, 2*testSize, false) // the first question still waits for the image
-	close(let)
+	free()
 	c.wantRefused(err, "server b: it did not answer within 1s")
 	c.wantRefused(again, "server b: its image is examined for another resize")
 	c.await(1, "applied", func(s VolumeStatus) bool { return s.Applied == s.Last })
 	if _, err := c.resize(0, 2*testSize, false); err != nil {
 		t.Errorf("resize when b answers again: %v", err)
+	}
+}
+
+// A slave that was behind a resize offered the size of before it to new clients.
+func TestClientOfASlaveThatIsBehindWaitsForTheSize(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	var on atomic.Bool
+	held, let := make(chan struct{}, 1), make(chan struct{})
+	free := sync.OnceFunc(func() { close(let) })
+	t.Cleanup(free)
+	c.roomy("b", func() {
+		if on.Load() {
+			held <- struct{}{}
+			<-let
+		}
+	})
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	cl := c.connect(0, "client")
+	c.equalImages(0, 1)
+	on.Store(true)
+	cl.write(0, bytes.Repeat([]byte("1"), 512))
+	<-held // b applies nothing
+	on.Store(false)
+	if _, err := c.resize(0, 2*testSize, true); err != nil {
+		t.Fatal(err)
+	}
+	c.await(0, "resized", func(s VolumeStatus) bool { return s.SizeBytes == 2*testSize })
+	size := make(chan int64, 1)
+	go func() {
+		conn, err := c.vol(1).Connect(context.Background(), ClientInfo{Identity: "client"})
+		if err != nil {
+			t.Errorf("connect to b: %v", err)
+			size <- 0
+			return
+		}
+		size <- conn.Size()
+		conn.Close()
+	}()
+	c.await(1, "asked by its client", func(VolumeStatus) bool {
+		v := c.vol(1)
+		v.clients.mu.Lock()
+		defer v.clients.mu.Unlock()
+		return len(v.clients.rounds) > 0
+	})
+	free()
+	if got := <-size; got != 2*testSize {
+		t.Errorf("b offered %d bytes, want %d", got, 2*testSize)
+	}
+}
+
+// Requests wait for a master, so a client must be let in although there is none.
+func TestClientIsLetInWithoutAMaster(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	c.kill(0)
+	c.await(1, "suspended", func(s VolumeStatus) bool { return s.State == StateSuspended })
+	cl := c.connect(1, "client")
+	if got := cl.Size(); got != testSize {
+		t.Errorf("b offers %d bytes, want %d", got, testSize)
 	}
 }

@@ -33,7 +33,8 @@ func (e *exports) List(_ context.Context, c *nbd.Client) ([]string, error) {
 	return names, nil
 }
 
-// Describe says what Open would give now.
+// Describe says what Open would give now, but does not wait: on a server that is behind
+// it may be the size of before a resize.
 func (e *exports) Describe(ctx context.Context, c *nbd.Client, name string) (nbd.Info, error) {
 	want, v, err := e.find(c, name)
 	if err != nil {
