@@ -194,6 +194,7 @@ func TestResizeReachesEveryServer(t *testing.T) {
 	c.start(0, 1, 2)
 	cl := c.connect(1, "client")
 	cl.write(0, bytes.Repeat([]byte("1"), 512))
+	c.awaitLinks(2)
 	if _, err := handleResize(t.Context(), c.vol(2), bytes.NewReader([]byte(`{"size_bytes":33554432}`))); err != nil {
 		t.Fatal(err)
 	}

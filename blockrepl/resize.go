@@ -73,7 +73,7 @@ func (v *Volume) mayResize(ctx context.Context, size int64, force bool) (warning
 	doubts := strings.Join(perhaps, "; ")
 	switch {
 	case len(never) > 0:
-		return "", fmt.Errorf("%w: not every server can have %d bytes: %s", replica.ErrRefused, size, strings.Join(append(never, perhaps...), "; "))
+		return "", fmt.Errorf("%w: not every server can have %d bytes, or be asked: %s", replica.ErrRefused, size, strings.Join(append(never, perhaps...), "; "))
 	case len(perhaps) > 0 && !force:
 		return "", fmt.Errorf("%w: %s; a server that cannot follow fails, and no volume gets smaller again; add --force if all of them will have room for %d bytes",
 			replica.ErrRefused, doubts, size)
@@ -100,7 +100,7 @@ func (v *Volume) askSize(ctx context.Context, size int64) ([]sized, error) {
 	var asked []func() sized
 	for _, id := range view.Config.Members {
 		if id != v.s.opt.ID {
-			asked = append(asked, v.askSizeOf(ctx, id, size))
+			asked = append(asked, v.askSizeOf(ctx, &view, id, size))
 		}
 	}
 	for _, answer := range asked {
@@ -109,14 +109,20 @@ func (v *Volume) askSize(ctx context.Context, size int64) ([]sized, error) {
 	return answers, nil
 }
 
-// askSizeOf sends the question, and gives what waits for the answer.
-func (v *Volume) askSizeOf(ctx context.Context, id record.ServerID, size int64) func() sized {
+// askSizeOf sends the question, and gives what waits for the answer. A slave without a
+// link sends the operator to the master, even with force: that one may have it.
+func (v *Volume) askSizeOf(ctx context.Context, view *replica.View, id record.ServerID, size int64) func() sized {
 	unknown := func(why string) sized { return sized{wire.SizeAnswer{Force: true, Reason: why}, id} }
 	var l *link
 	if p := v.s.links.peers[id]; p != nil {
 		l = p.cur.Load()
 	}
-	if l == nil {
+	switch {
+	case l == nil && view.Role != wire.RoleMaster:
+		return func() sized {
+			return sized{wire.SizeAnswer{Reason: fmt.Sprintf("there is no link to it from here, ask the master %v", view.Config.Master)}, id}
+		}
+	case l == nil:
 		return func() sized { return unknown("there is no link to it, bring it back") }
 	}
 	n, answer := v.sizing.expect()

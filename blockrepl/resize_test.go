@@ -45,6 +45,22 @@ func (s *slow) WriteAt(p []byte, off int64) (int, error) {
 	return s.File.WriteAt(p, off)
 }
 
+// awaitLinks waits until each server has a link to each other one: also slaves, which
+// need none to be healthy.
+func (c *cluster) awaitLinks(which ...int) {
+	c.t.Helper()
+	for _, i := range which {
+		c.await(i, "linked", func(VolumeStatus) bool {
+			for _, p := range c.servers[i].links.peers {
+				if p.cur.Load() == nil {
+					return false
+				}
+			}
+			return true
+		})
+	}
+}
+
 func (c *cluster) resize(i int, size int64, force bool) (ResizeReport, error) {
 	body := fmt.Appendf(nil, `{"size_bytes":%d,"force":%t}`, size, force)
 	rep, err := handleResize(c.t.Context(), c.vol(i), bytes.NewReader(body))
@@ -73,6 +89,7 @@ func TestResizeThatAnotherServerCannotTakeIsRefused(t *testing.T) {
 	c.roomy("ac", func() {})
 	c.start(0, 1, 2)
 	c.awaitHealthy(0, 1, 2)
+	c.awaitLinks(0, 1, 2)
 	for asked := range 3 { // b itself, the master, another slave
 		for _, force := range []bool{false, true} {
 			rep, err := c.resize(asked, record.MaxSize, force)
@@ -126,6 +143,21 @@ func TestResizeWithoutAnAbsentServerWantsForce(t *testing.T) {
 	}
 	c.start(1)
 	c.await(1, "followed", func(s VolumeStatus) bool { return s.State == StateHealthy && s.SizeBytes == 2*testSize })
+}
+
+// The master may have the link that a slave lacks, and so the better answer.
+func TestResizeAskedAtASlaveWithoutALinkIsTheMastersToAnswer(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.volume.OnDegraded = wire.Continue
+	c.start(0, 1, 2)
+	c.awaitHealthy(0, 1, 2)
+	c.kill(1)
+	c.await(2, "without b", func(s VolumeStatus) bool { return len(s.InSync) == 2 })
+	_, err := c.resize(2, 2*testSize, true)
+	c.wantRefused(err, "server b: there is no link to it from here, ask the master a")
+	if _, err := c.resize(0, 2*testSize, true); err != nil {
+		t.Errorf("the same at the master: %v", err)
+	}
 }
 
 func TestResizeDoesNotWaitForAServerThatDoesNotAnswer(t *testing.T) {

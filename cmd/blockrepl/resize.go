@@ -21,7 +21,7 @@ No volume gets smaller again. The asked server looks at its own image and asks a
 other members. It refuses what an image cannot take: enlarge block devices on all
 servers first. Without --force it also refuses what a file system has no space for, and
 when a member does not answer within peer_timeout or is not linked: a server that
-cannot follow when it is back fails.
+cannot follow when it is back fails. With a member away ask the master.
 
 EXAMPLES:
    blockrepl resize vol0 2GiB

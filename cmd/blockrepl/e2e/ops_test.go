@@ -54,7 +54,7 @@ func TestResizeIsOneStepOnAllServers(t *testing.T) {
 	l := alone(t, c)
 	s := c.slave()
 	wantExit(t, s.command("resize", volumeName, "8MiB"), 3, "shrink")
-	wantExit(t, s.command("resize", volumeName, "24MiB"), 0)
+	wantExit(t, c.master().command("resize", volumeName, "24MiB"), 0)
 	for _, at := range c.servers {
 		c.awaitVolume(at, soon, "24 MiB", func(v *blockrepl.VolumeStatus) bool { return v.SizeBytes == 24<<20 })
 		if size := strings.TrimSpace(tool(t, "nbdinfo", "--size", at.uri("readonly"))); size != "25165824" {
