@@ -87,17 +87,26 @@ func (k *keptBytes) trim(seq record.Seq) {
 		i--
 	}
 	if i > 0 {
-		k.samples = slices.Delete(k.samples, 0, i)
+		k.samples = k.samples[i:] // not moved: there may be millions
 	}
 }
 
+// cut forgets what is above last. Of the step that is cut through all bytes count as
+// kept.
 func (k *keptBytes) cut(last record.Seq) {
 	n := len(k.samples)
 	for n > 1 && k.samples[n-1].seq > last {
 		n--
 	}
-	k.samples = k.samples[:n]
-	k.total, k.n, k.bytes = k.samples[n-1].total, 0, 0
+	if n < len(k.samples) {
+		k.total = k.samples[n].total
+	}
+	k.samples, k.n, k.bytes = k.samples[:n], 0, 0
+	if end := k.samples[n-1]; end.seq >= last {
+		k.total = end.total
+	} else if k.total > end.total {
+		k.samples = append(k.samples, keptSample{last, k.total})
+	}
 }
 
 // floor is, on the master, the number above which every record is kept: what is

@@ -26,3 +26,23 @@ func TestKeptBytesBelowTheLastSample(t *testing.T) {
 		}
 	}
 }
+
+// "Never too few": a cut below the journal's end at the start made the bytes of a
+// whole journal be none, so that a slave which lacks all of them counts as near.
+func TestKeptBytesAreNeverTooFewAfterACut(t *testing.T) {
+	var k keptBytes
+	k.reset(0)
+	k.found(100, 500<<20)
+	k.cut(99) // the last record, of 1 MiB, say, was not the new master's
+	if n := k.above(0); n < 499<<20 {
+		t.Errorf("%d MiB above 0, want at least 499", n>>20)
+	}
+	k.reset(0)
+	for q := record.Seq(1); q <= 40; q++ {
+		k.add(q, 16<<10)
+	}
+	k.cut(39)
+	if n := k.above(0); n < 39*16<<10 {
+		t.Errorf("%d KiB above 0, want at least %d", n>>10, 39*16)
+	}
+}
