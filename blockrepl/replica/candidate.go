@@ -114,7 +114,7 @@ func (r *Replica) candidate(c *candidate) {
 	}
 	r.role, r.c, r.m = wire.RoleCandidate, c, nil
 	r.s = slave{}
-	r.reads.lost()
+	r.reads.anew()
 	r.stopResync()
 	for _, p := range r.peers {
 		p.joined, p.joining, p.admitting, p.lease = false, false, false, 0

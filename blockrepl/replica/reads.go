@@ -44,6 +44,16 @@ func (q *rounds) lost() {
 	q.id++
 }
 
+// anew makes also those reads ask again that wait for a number to be applied: it may
+// be given up by whoever is master next, and would hold up all that come after.
+func (q *rounds) anew() {
+	for _, g := range q.granted {
+		q.next = append(q.next, g.reads...)
+	}
+	q.granted = nil
+	q.lost()
+}
+
 // again asks once more when the master's answer does not come.
 func (q *rounds) again(r *Replica) {
 	if len(q.asked) > 0 && r.now.Sub(q.sentAt) >= roundAgain {

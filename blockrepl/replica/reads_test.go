@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 func TestReadOnASlaveWaitsForTheMastersCommitNumber(t *testing.T) {
@@ -99,5 +100,54 @@ func TestReadsGoOnAfterAnOrderlyStop(t *testing.T) {
 	c.kill("b") // without a word
 	if read(2) {
 		t.Error("a read went on without the lease of a server that may be promoted")
+	}
+}
+
+// A read that waited for a number which the operator then gave up kept every later
+// read of that server behind it, until the new numbers had come as far.
+func TestReadsGoOnAfterTheNumberThatOneWaitedForWasGivenUp(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	c.kill("b")
+	c.kill("c")
+	c.pass(3 * time.Second)
+	a.step(Forget{ID: 1, Server: b.id, Force: true}) // goes on in the next one
+	if res := a.command(func(q uint64) Event { return Forget{ID: q, Server: s.id, Force: true} }); res == nil || res.Err != nil {
+		t.Fatalf("forget c: %+v", res)
+	}
+	conn := a.open("db1", 0)
+	for range 20 {
+		a.mustComplete(a.write(conn, 0, "x"))
+	}
+	// b and c come back and follow; the records are still on their way.
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Append); ok {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	c.start("b", "c")
+	s.step(Read{1})
+	c.pass(700 * time.Millisecond)
+	if len(s.r.reads.granted) != 1 || s.r.last.Seq >= s.r.reads.granted[0].commit {
+		t.Fatalf("c's read does not wait for records: %+v", s.r.reads)
+	}
+	c.kill("a")
+	c.mangle = nil
+	c.pass(3 * time.Second)
+	if res := b.command(func(q uint64) Event { return Promote{ID: q, AcceptLoss: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote b: %+v", res)
+	}
+	c.pass(5 * time.Second)
+	if len(b.r.hard.State.InSync) != 2 {
+		t.Fatalf("in sync are %v", names(ids(b.r.hard.State.InSync)))
+	}
+	s.step(Read{2})
+	c.pass(10 * time.Second)
+	if !s.reads[2] {
+		v := s.r.View(c.now)
+		t.Fatalf("a read on c waits; it waits for numbers %d, c has applied %d of %d; c is %s", s.r.reads.granted[0].commit, v.Applied, v.Last, v.State)
 	}
 }

@@ -169,7 +169,7 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 	r.unresolved() // whichever server the mark names, it is of this epoch now or will be
 	p = r.peer(p.id)
 	r.s = slave{master: p.id, joined: true, begin: j.History[len(j.History)-1].First.Seq, line: j.Last, floor: r.s.floor}
-	r.reads.lost()
+	r.reads.anew()
 	if newEpoch {
 		r.note("following", "epoch", j.Epoch.String(), "master", p.id.String(), "seq", uint64(j.Match.Seq))
 	}
