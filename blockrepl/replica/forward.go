@@ -167,7 +167,7 @@ func (r *Replica) numberEarly() {
 	for len(r.m.early) > 0 && r.numbering() {
 		e := r.m.early[0]
 		r.m.early = r.m.early[1:]
-		if p := r.peer(e.peer); p != nil && p.session == e.session && p.joined {
+		if p := r.peer(e.peer); p != nil && p.session == e.session && (p.joined || p.joining) {
 			r.numberForward(p, e.frame)
 		}
 	}

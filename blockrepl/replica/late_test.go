@@ -252,3 +252,102 @@ func TestImageIsCopiedAnewForALossBelowAnEpochOfNobodyElse(t *testing.T) {
 		t.Fatalf("orders to copy: %+v; want the whole image copied anew\n%q", a.orders, a.notes)
 	}
 }
+
+// A slave forwards from the moment it follows, before its Joined is durable. What came
+// before the master served was dropped when it began to, and never asked for again.
+func TestForwardBeforeJoinedIsNumberedWhenTheMasterServes(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	c.kill("c")
+	c.pass(3 * time.Second)
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: s.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget c: %+v", res)
+	}
+	c.kill("a")
+	c.kill("b")
+	c.start("c")
+	conn := s.open("db1", 0)
+	op := s.write(conn, 0, "w1") // waits for a master
+	b.frozen, s.frozen = true, true
+	c.start("a", "b")
+	// a's candidacy: b's promise must become durable, then b's Joined is slow.
+	for range 200 {
+		c.pass(10 * time.Millisecond)
+		if a.r.role == wire.RoleMaster {
+			break
+		}
+		for _, id := range b.waiting {
+			b.step(Stored{id})
+		}
+		b.waiting = nil
+		c.run()
+	}
+	if a.r.role != wire.RoleMaster || a.r.m.serving {
+		t.Fatalf("a is %v", a.r.role)
+	}
+	c.pass(1500 * time.Millisecond)
+	b.frozen = false
+	for _, id := range b.waiting {
+		b.step(Stored{id})
+	}
+	b.waiting = nil
+	c.pass(500 * time.Millisecond)
+	s.frozen = false
+	for _, id := range s.waiting {
+		s.step(Stored{id})
+	}
+	s.waiting = nil
+	c.pass(20 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+	s.mustComplete(op)
+}
+
+// A slave that looked up the sum for a Join while its old master still sent it records
+// dropped the Join without an answer, and the new master waited for that for ever.
+func TestJoinIsAnsweredAlthoughTheJournalGrewMeanwhile(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.pass(time.Second)
+	c.unlink(a, b)
+	c.unlink(b, s)
+	c.run()
+	if res := b.command(func(n uint64) Event { return Promote{ID: n, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote b: %+v", res)
+	}
+	// a does not know; what it numbers is not committed, and goes to c.
+	submit := func(n int) {
+		var ops []*Op
+		for range n {
+			ops = append(ops, &Op{Conn: conn, Rec: record.NewWrite(0, []byte("y"))})
+		}
+		a.step(Submit{ops})
+	}
+	for range 70 {
+		submit(1000)
+		c.run()
+	}
+	joins := 0
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Join); ok && to == s.id {
+			if joins++; joins == 1 {
+				submit(1)
+			}
+		}
+		return []wire.Message{m}
+	}
+	c.link(b, s)
+	c.run()
+	c.pass(time.Minute)
+	if s.r.hard.Following.Server != b.id {
+		t.Fatalf("c follows %v; b sent %d joins, is joining %v; b is %s: %s, next %q", s.r.hard.Following, joins, b.r.peer(s.id).joining,
+			b.r.View(c.now).State, b.r.View(c.now).Reason, b.r.View(c.now).Next)
+	}
+}

@@ -126,6 +126,8 @@ func (r *Replica) joinResync(p *peer, why string) {
 
 func (r *Replica) sendJoin(p *peer, match record.Pos, resync bool) {
 	p.joining, p.vowed, p.copies = true, false, resync
+	// They are above the line that this Join draws: the slave forwards them anew.
+	r.m.early = slices.DeleteFunc(r.m.early, func(e early) bool { return e.peer == p.id })
 	p.forwards, p.state0 = 0, r.hard.State.Number
 	j := &wire.Join{
 		Epoch: r.epoch(), State: r.hard.State, History: slices.Clone(r.hard.History),

@@ -36,9 +36,7 @@ type slave struct {
 // onJoin makes this server follow an epoch: what the journal holds above the
 // last common record is set aside, in one batch with the promise.
 func (r *Replica) onJoin(p *peer, j *wire.Join) {
-	if why := r.joinRefusal(p, j); why != "" {
-		r.send(p, &wire.Joined{Epoch: j.Epoch, Reason: why, Last: r.last})
-		r.send(p, r.greeting())
+	if r.refuseJoin(p, j) {
 		return
 	}
 	if !j.Resync && j.Match.Seq < r.maybeApplied(j.History) {
@@ -61,7 +59,7 @@ func (r *Replica) onJoin(p *peer, j *wire.Join) {
 	}
 	session, last := p.session, r.last
 	r.sumAt(j.Match.Seq, func(pos record.Pos, ok bool) {
-		if p.session != session || r.last != last || r.joinRefusal(p, j) != "" {
+		if r.joinOutdated(p, j, session, last) {
 			return
 		}
 		why := r.forgot
@@ -101,7 +99,7 @@ func (r *Replica) followAnew(p *peer, j *wire.Join) {
 	session, last := p.session, r.last
 	r.sumAt(at, func(pos record.Pos, ok bool) {
 		switch {
-		case p.session != session || r.last != last || r.joinRefusal(p, j) != "":
+		case r.joinOutdated(p, j, session, last):
 		case !ok:
 			r.follow(p, j, nil)
 		default:
@@ -109,6 +107,29 @@ func (r *Replica) followAnew(p *peer, j *wire.Join) {
 			r.follow(p, j, &pos)
 		}
 	})
+}
+
+// refuseJoin answers a Join that cannot be followed.
+func (r *Replica) refuseJoin(p *peer, j *wire.Join) bool {
+	why := r.joinRefusal(p, j)
+	if why != "" {
+		r.send(p, &wire.Joined{Epoch: j.Epoch, Reason: why, Last: r.last})
+		r.send(p, r.greeting())
+	}
+	return why != ""
+}
+
+// joinOutdated reports whether a Join, for which a sum was looked up meanwhile, can no
+// longer be followed. It is answered all the same: the master waits for that.
+func (r *Replica) joinOutdated(p *peer, j *wire.Join, session uint64, last record.Pos) bool {
+	if p.session != session || r.refuseJoin(p, j) {
+		return true
+	}
+	if r.last != last { // the master of before still sends
+		r.send(p, &wire.Joined{Epoch: j.Epoch, Reason: "its journal changed meanwhile; it is asked again", Last: r.last})
+		return true
+	}
+	return false
 }
 
 // joinRefusal says why an epoch cannot be followed, or "".
