@@ -121,3 +121,37 @@ func TestLossOfLowerNumbersIsAnnounced(t *testing.T) {
 		t.Fatalf("promote d: %+v, report %+v; want number %d announced, which a holds", res, res.Report, lost)
 	}
 }
+
+// What the operator accepted to be lost stayed the measure of this server's journal:
+// after a restart it was not believed once more.
+func TestAcceptedLossIsNotHeldAgainstTheServerOnceMore(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	conn := a.open("db1", 0)
+	for range 6 {
+		a.mustComplete(a.write(conn, 0, "x"))
+	}
+	c.kill("b")
+	c.start("b") // it joins anew: its journal held all that
+	c.pass(time.Second)
+	c.kill("a")
+	c.kill("b")
+	b.log = b.log[:3]
+	c.start("b")
+	b.want(Diverged)
+	res := b.command(func(n uint64) Event { return Promote{ID: n, AcceptLoss: true} })
+	if res == nil || res.Err != nil {
+		t.Fatalf("promote b: %+v", res)
+	}
+	c.pass(time.Second)
+	b.mustComplete(b.write(b.open("db1", 0), 0, "y"))
+	c.kill("b")
+	c.start("b")
+	c.pass(5 * time.Second)
+	if b.r.role != wire.RoleMaster || !b.r.m.serving {
+		v := b.r.View(c.now)
+		t.Fatalf("b does not serve again: %s, %s, next %s", v.State, v.Reason, v.Next)
+	}
+}

@@ -65,11 +65,12 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 	first := rec.Pos()
 	r.hard.Vow, r.vowed = record.Epoch{}, record.Epoch{}
 	for _, p := range r.peers {
-		p.vowed = false
+		p.vowed, p.owes = false, 0
 		p.stale = p.greeting != nil && r.c.pledge(p.id) == nil
 	}
 	r.hard.State = st
 	r.hard.Following = e
+	r.hard.Match = min(r.hard.Match, first.Seq) // what is lost above was accepted to be
 	r.hard.History = append(reached(r.hard.History, first.Seq),
 		wire.EpochStart{Epoch: e, First: first, BaseNumber: base, Loss: loss, Set: st.InSync})
 	if n := len(r.hard.History) - setsMax; n > 0 {
@@ -206,6 +207,7 @@ func (r *Replica) tickMaster() {
 			p.admitting = false
 			r.setState(p, Down, fmt.Sprintf("no answer for %v", r.cfg.PeerTimeout))
 		}
+		r.letGo(p)
 		if silent || p.session == 0 && p.state == Down {
 			r.missing(p, silent)
 		}

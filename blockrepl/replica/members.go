@@ -208,7 +208,12 @@ func (r *Replica) admit() {
 		if p.out != 0 && p.answered <= p.out {
 			continue // its link may only look alive: the operator has just said that it is gone
 		}
-		p.admitting = true
+		if p.durable < p.owes {
+			continue
+		}
+		if !p.admitting {
+			p.admitting, p.ackedAt = true, r.now
+		}
 		if p.durable >= r.commit && p.durable >= r.m.start {
 			m := wire.Member{ID: p.id, Incarnation: p.incarnation}
 			r.note("slave has everything; admitting it to the in-sync set", "peer", p.id.String(), "seq", uint64(p.durable), "incarnation", p.incarnation.String())
@@ -218,6 +223,18 @@ func (r *Replica) admit() {
 			return
 		}
 	}
+}
+
+// letGo ends the waiting for a slave that was about to be admitted and acknowledges
+// nothing: nobody has called it in sync, so that no authority is needed. Once the grow
+// is proposed, it is.
+func (r *Replica) letGo(p *peer) {
+	c := r.m.change
+	if !p.admitting || c != nil && c.grow.ID == p.id || p.durable >= r.last.Seq || r.now.Sub(p.ackedAt) <= r.cfg.PeerTimeout {
+		return
+	}
+	p.admitting, p.owes = false, r.last.Seq
+	r.setState(p, CatchUp, fmt.Sprintf("it has acknowledged nothing above %d for %v", p.durable, r.cfg.PeerTimeout))
 }
 
 // takeGrow takes a grow, which the last run proposed and whose outcome it did not
@@ -265,7 +282,7 @@ func (r *Replica) forget(ev Forget) {
 		st.Forced = reach < majority(len(st.Members))
 		r.propose(st, ev.ID, true)
 		if p := r.peer(ev.Server); p != nil && p.session != 0 {
-			p.out = r.now
+			p.out, p.owes = r.now, r.last.Seq
 		}
 		r.m.change.note = warnPromoted(ev.Server)
 		if st.Forced {

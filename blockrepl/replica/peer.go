@@ -66,11 +66,16 @@ type peer struct {
 	lease     Time // it will not be promoted before
 	answered  Time // when the newest heartbeat was sent that it has answered
 	out       Time // when it was forgotten over this link; 0: it was not
-	vowed     bool // it stopped in order: it will not be promoted before it was joined again
-	free      int64
-	forwards  uint64 // Forwards taken in this session
-	told      record.Seq
-	wants     bool // has clients or reads waiting: tell it commit numbers at once
+	// owes: it was forgotten over this link, or let go while it was being admitted, and
+	// must acknowledge so far before it is waited for again. One whose disk hangs answers
+	// heartbeats, too.
+	owes     record.Seq
+	ackedAt  Time // when it joined, was first waited for, or last acknowledged more
+	vowed    bool // it stopped in order: it will not be promoted before it was joined again
+	free     int64
+	forwards uint64 // Forwards taken in this session
+	told     record.Seq
+	wants    bool // has clients or reads waiting: tell it commit numbers at once
 
 	lastRefusal Time // rate of greetings sent back to a sender of an old epoch
 }
@@ -158,7 +163,7 @@ func (r *Replica) linkDown(ev LinkDown) {
 func (r *Replica) unlink(p *peer, reason string) {
 	p.session, p.greeting = 0, nil
 	p.joined, p.joining, p.admitting = false, false, false
-	p.streamed, p.lease, p.out = 0, 0, 0
+	p.streamed, p.lease, p.out, p.owes = 0, 0, 0, 0
 	if reason == "" {
 		reason = "link closed"
 	}

@@ -205,7 +205,7 @@ func (r *Replica) onAck(p *peer, a *wire.Ack) {
 	p.free, p.resyncing = a.Free, a.Resyncing
 	p.applied = max(p.applied, a.Applied)
 	if a.Durable.Seq > p.durable {
-		p.durable = a.Durable.Seq
+		p.durable, p.ackedAt = a.Durable.Seq, r.now
 		r.remember(p, a.Durable)
 	}
 	r.progressed(p)
@@ -219,7 +219,7 @@ func (r *Replica) progressed(p *peer) {
 		if p.state != Resync {
 			r.setState(p, Resync, "its image is being copied")
 		}
-	case p.durable+liveLag >= r.last.Seq && r.kept.above(p.durable) <= liveLagBytes && p.state != Live:
+	case p.durable >= p.owes && p.durable+liveLag >= r.last.Seq && r.kept.above(p.durable) <= liveLagBytes && p.state != Live:
 		r.setState(p, Live, "")
 	case p.state == Down || p.state == Resync:
 		r.setState(p, CatchUp, "")

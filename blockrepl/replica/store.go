@@ -27,6 +27,7 @@ func (r *Replica) push(rec *record.Record) {
 		panic(fmt.Sprintf("blockrepl: bug: record %d behind %v", rec.Seq, r.last))
 	}
 	r.last = rec.Pos()
+	r.sums.need = r.durable // a greeting names it, however long the disk takes
 	r.sums.push(rec.Sum)
 	r.kept.add(rec.Seq, int64(len(rec.Raw)))
 	r.batch = append(r.batch, rec)

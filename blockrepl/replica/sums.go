@@ -6,11 +6,13 @@ import "github.com/blockrepl/blockrepl/journal/record"
 // compared without the journal.
 //
 // Invariant: ring[(first+i) % len(ring)] is the sum of record first+i, for every
-// i < count; count <= len(ring) <= sumsMax.
+// i < count; count <= len(ring), and len(ring) <= sumsMax unless more than that is
+// needed.
 type sums struct {
 	ring  []uint64
 	first record.Seq
 	count int
+	need  record.Seq // it and what is above are not forgotten
 }
 
 func newSums(last record.Pos, newest []uint64) sums {
@@ -29,7 +31,7 @@ func newSums(last record.Pos, newest []uint64) sums {
 
 // push adds the sum of the next number.
 func (s *sums) push(sum uint64) {
-	if s.count == len(s.ring) && s.count < sumsMax {
+	if s.count == len(s.ring) && (s.count < sumsMax || s.first >= s.need) {
 		s.grow()
 	}
 	if s.count == len(s.ring) {
