@@ -125,6 +125,9 @@ func (c *client) connect() {
 	}
 	c.since = s.now
 	c.patience = int64(peerTimeout) + exp(s.dice.client, 3*peerTimeout)
+	if s.prof.patient {
+		c.patience = math.MaxInt64
+	}
 	k := &conn{id: uint64(len(s.conns)), client: c.i, node: n.i, run: n.run, token: c.token}
 	s.conns = append(s.conns, k)
 	c.conn = k

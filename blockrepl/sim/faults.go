@@ -40,12 +40,13 @@ const (
 	fResolve                 // resolve
 	fInit                    // init
 	fSet                     // on_degraded and keep are changed
+	fHungDisk                // no fsync ends for a while, and the process answers
 	faults
 )
 
 var faultNames = [faults]string{"crash", "power", "pause", "cut", "isolate", "one-way", "slow-disk", "sick-disk",
 	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move", "corrupt", "bare",
-	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set"}
+	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set", "hung-disk"}
 
 func (f fault) String() string { return faultNames[f] }
 
@@ -53,7 +54,7 @@ func (f fault) String() string { return faultNames[f] }
 func (f fault) often() bool { return f >= fLose && f <= fBare }
 
 // commanded reports whether f is an act of the operator.
-func (f fault) commanded() bool { return f >= fPromote && f <= fUsurp || f >= fWildLoss }
+func (f fault) commanded() bool { return f >= fPromote && f <= fUsurp || f >= fWildLoss && f <= fSet }
 
 // hit notes that a fault met a server in its present state.
 func (s *Sim) hit(f fault, n *node) {
@@ -137,6 +138,10 @@ func (s *Sim) inflict(f fault, n *node) {
 	case fSlowDisk:
 		s.hit(f, n)
 		n.slowTo = s.now + long
+	case fHungDisk:
+		s.hit(f, n)
+		n.hungTo = s.now + pick(r, short, long, 4*long)
+		s.tell(n.i, "disk hangs for %v", time.Duration(n.hungTo-s.now))
 	case fSickDisk:
 		if n.spared > s.now {
 			return
@@ -190,6 +195,7 @@ func (s *Sim) crash(n *node, power bool) {
 	s.tell(n.i, "crashes (power %v), journal durable %v of %v", power, n.journal.durable.last.Seq, n.journal.os.last.Seq)
 	n.crashImage(power)
 	n.up, n.sickDisk, n.dead = false, false, false
+	n.hungTo = 0
 	s.cutLinks(n, power)
 	s.dropConns(n)
 	n.journal.crash(s.dice.disk)
@@ -208,7 +214,7 @@ func (s *Sim) becalm() {
 		}
 	}
 	for _, n := range s.nodes {
-		n.slowTo, n.sickDisk = 0, false
+		n.slowTo, n.hungTo, n.sickDisk = 0, 0, false
 		if n.paused {
 			n.pausedTo = s.now
 			n.kick()

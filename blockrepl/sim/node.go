@@ -41,6 +41,7 @@ type node struct {
 	sickDisk  bool  // the next fsync fails
 	dead      bool  // the journal failed
 	slowTo    int64 // the disk is slow until then
+	hungTo    int64 // no fsync ends before
 	app       applier
 	sync      syncing
 	copying   copying
@@ -424,6 +425,10 @@ func (n *node) diskTime() int64 {
 
 func (n *node) fsynced(store uint64) {
 	j := &n.journal
+	if n.hungTo > n.s.now { // looked at again: the calm, too, ends it
+		n.after(min(n.hungTo-n.s.now, int64(peerTimeout)/4), event{what: evFsynced, a: store})
+		return
+	}
 	j.syncing = false
 	if n.sickDisk {
 		n.sickDisk, n.dead = false, true

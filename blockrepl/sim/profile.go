@@ -38,6 +38,7 @@ type profile struct {
 	// Drawn by drawHarsh.
 	corrupt, encode float64 // of frames: bits are flipped, really encoded
 	bare            float64 // of clients: without a token
+	patient         bool    // clients wait at their server as long as it lets them
 	careless        bool    // the operator does what loses writes
 	init            bool    // images hold something, and the operator creates the volume
 }
@@ -94,8 +95,16 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 		p.weight[fSet] = 3
 		p.total += p.weight[fSet]
 	}
+	p.patient = chance(r, 0.3)
+	if chance(r, 0.2) {
+		p.weight[fHungDisk] = 3
+		p.total += p.weight[fHungDisk]
+	}
 	for _, name := range opt.Off {
 		switch name {
+		case fHungDisk.String():
+			p.total -= p.weight[fHungDisk]
+			p.weight[fHungDisk] = 0
 		case fCorrupt.String():
 			p.corrupt = 0
 		case fInit.String():
