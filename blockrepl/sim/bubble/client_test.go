@@ -21,6 +21,7 @@ type client struct {
 
 	think    time.Duration // between requests, up to
 	patience time.Duration // a request that waits longer makes the client move
+	patient  bool          // it never moves by itself
 	stale    bool          // reads with stale=ok only
 	readOnly bool
 	polite   bool // does not take the volume from another client
@@ -86,7 +87,7 @@ func (c *client) run(stop chan struct{}, ctx context.Context) {
 		if waiting == 0 {
 			oldest = time.Now()
 		}
-		if conn.p.dead() || time.Since(oldest) > c.patience || !draining && c.rng.IntN(400) == 0 {
+		if conn.p.dead() || !c.patient && (time.Since(oldest) > c.patience || !draining && c.rng.IntN(400) == 0) {
 			// Half of the time the server does not hear of it: the first copy of a
 			// request lies there while the client sends it again elsewhere.
 			c.leave(c.rng.IntN(2) == 0)

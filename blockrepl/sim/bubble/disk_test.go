@@ -33,6 +33,7 @@ type disk struct {
 	fs   vfs.FS
 	free atomic.Int64 // bytes; what statfs says
 	slow atomic.Int64 // nanoseconds up to which an fsync of log and marks takes
+	hung atomic.Int64 // until when none of them ends, in nanoseconds since 1970
 
 	mu     sync.Mutex
 	rng    *rand.Rand
@@ -123,8 +124,12 @@ func (d *disk) inject(op errorfs.Op) error {
 		break
 	}
 	var wait time.Duration
-	if slow := d.slow.Load(); slow > 0 && isSync(op.Kind) && mayWait(op.Path) && !closingWAL() {
-		wait = time.Duration(d.rng.Int64N(slow))
+	slow, hung := d.slow.Load(), time.Until(time.Unix(0, d.hung.Load()))
+	if (slow > 0 || hung > 0) && isSync(op.Kind) && mayWait(op.Path) && !closingWAL() {
+		wait = max(0, hung)
+		if slow > 0 {
+			wait += time.Duration(d.rng.Int64N(slow))
+		}
 	}
 	d.mu.Unlock()
 	if do != nil {

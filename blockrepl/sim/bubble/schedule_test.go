@@ -69,6 +69,8 @@ type schedule struct {
 	hits  map[string]int // guarded by mu
 	names []string       // of the faults that this schedule draws from
 	later sync.WaitGroup
+
+	patient bool // clients stay at their server as long as it lets them
 }
 
 // run goes through the phases: faults, calm, perhaps a power cut of all, the end.
@@ -87,6 +89,7 @@ func (s *schedule) run(w *world, rng *rand.Rand) {
 	}
 	for i := range n {
 		c := w.client(i, fmt.Sprintf("client%d", i))
+		c.patient = s.patient
 		clients.Go(func() { c.run(stop, ctx) })
 	}
 	if rng.IntN(3) == 0 {
@@ -147,14 +150,15 @@ func (s *schedule) profile() {
 		w.volume.Keep = 64 << 10 // absent servers need a resync
 	}
 	w.net.delay = []time.Duration{100 * time.Microsecond, 2 * time.Millisecond, 50 * time.Millisecond}[r.IntN(3)]
-	all := []string{"kill", "power", "kill in a call", "one way", "both ways", "isolate", "reset", "full", "damage", "promote", "old dead", "take over", "take over", "forget", "set", "stop", "wall", "journal error", "image error", "power all"}
+	all := []string{"kill", "power", "kill in a call", "one way", "both ways", "isolate", "reset", "full", "damage", "promote", "old dead", "take over", "take over", "forget", "set", "stop", "wall", "journal error", "image error", "power all", "hang"}
 	for _, name := range all {
 		if r.IntN(2) == 0 {
 			s.names = append(s.names, name)
 		}
 	}
-	w.tell("servers %d, shared %v, %v, slow %v, memtable %d, keep %d, delay %v, faults %q", len(w.machines), w.volume.Shared,
-		w.volume.OnDegraded, w.slow, w.memTable, w.volume.Keep, w.net.delay, s.names)
+	s.patient = r.IntN(3) == 0
+	w.tell("servers %d, shared %v, %v, slow %v, memtable %d, keep %d, delay %v, patient %v, faults %q", len(w.machines), w.volume.Shared,
+		w.volume.OnDegraded, w.slow, w.memTable, w.volume.Keep, w.net.delay, s.patient, s.names)
 }
 
 func (s *schedule) faults() {
@@ -255,6 +259,8 @@ func (s *schedule) fault(name string) {
 			time.Sleep(wait)
 			p.disk.free.Store(roomy)
 		})
+	case "hang":
+		p.disk.hung.Store(time.Now().Add(time.Duration(r.ExpFloat64() * float64(4*time.Second))).UnixNano())
 	case "reset":
 		w.net.reset(m.name, other.name)
 	case "damage":
