@@ -29,7 +29,6 @@ func (k reqKind) String() string {
 
 // request is one request of a client; its number is the value it writes.
 type request struct {
-	op     replica.Op // of the newest copy; Op.Rec of older ones live on in the servers
 	id     uint64
 	kind   reqKind
 	client int8
@@ -208,26 +207,31 @@ func (s *Sim) opArrives(ev *event) {
 		return
 	}
 	if q.changes() {
-		q.op = replica.Op{Conn: k.id}
-		n.in.ops = append(n.in.ops, q)
+		n.in.ops = append(n.in.ops, arrival{q, k})
 		n.kick()
 		return
 	}
 	n.read(q)
 }
 
+// arrival is one copy of a request that came over a connection.
+type arrival struct {
+	q *request
+	k *conn
+}
+
 // admit hands operations to the state machine, but for those whose connections
 // the server knows to be closed.
-func (n *node) admit(now replica.Time, ops []*request) {
+func (n *node) admit(now replica.Time, ops []arrival) {
 	if len(ops) == 0 {
 		return
 	}
 	var list []*replica.Op
-	for _, q := range ops {
-		if k := n.s.conns[q.op.Conn]; k.gone || k.run != n.run {
+	for _, a := range ops {
+		if a.k.gone || a.k.run != n.run {
 			continue
 		}
-		list = append(list, &replica.Op{Conn: q.op.Conn, Rec: draft(q)})
+		list = append(list, &replica.Op{Conn: a.k.id, Rec: draft(a.q)})
 	}
 	if len(list) > 0 {
 		n.step(now, replica.Submit{Ops: list})

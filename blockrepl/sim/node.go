@@ -79,7 +79,7 @@ type inbox struct {
 	applied record.Seq
 	synced  record.Seq
 	events  []replica.Event
-	ops     []*request
+	ops     []arrival
 	reads   []uint64
 }
 

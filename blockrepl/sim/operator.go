@@ -301,15 +301,18 @@ func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 // majority knows of it does this operator heed that; else it tries whether the rules
 // alone, without a flag, keep those servers from being promoted.
 func (o *operator) leftOut(s *Sim, n *node, r *replica.Result) {
-	st := n.rep.View(n.now()).Config
-	for _, line := range r.Report.Servers {
-		if line.InSync && !inState(&st, line.Server) && !slices.Contains(strings.Fields(r.Note), line.Server.String()) {
-			s.fail("who is left out is named", "%v is promoted to %v without %v, which the report has in sync; the warning is %q", n.id, r.Report.Epoch, line.Server, r.Note)
+	rep := r.Report
+	out := func(id record.ServerID) bool { return !slices.Contains(rep.InSync, id) }
+	for _, line := range rep.Servers {
+		if line.InSync && out(line.Server) && !slices.Contains(strings.Fields(r.Note), line.Server.String()) {
+			s.fail("who is left out is named", "%v is promoted to %v without %v, which the report has in sync; the warning is %q", n.id, rep.Epoch, line.Server, r.Note)
 		}
 	}
+	st := n.rep.View(n.now()).Config
+	forced := st.Forced || st.Epoch != rep.Epoch // it may follow another one already
 	for _, m := range s.nodes {
-		if st.Forced && r.Note != "" && !inState(&st, m.id) {
-			m.warned, m.leftBy = true, st.Epoch
+		if forced && r.Note != "" && out(m.id) {
+			m.warned, m.leftBy = true, rep.Epoch
 		}
 	}
 }

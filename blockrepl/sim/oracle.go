@@ -467,6 +467,9 @@ func (s *Sim) done() bool {
 		}
 		for _, c := range s.clients {
 			s.tell(-1, "client %d: %d pending, connected %v", c.i, len(c.pending), c.conn != nil)
+			for _, q := range c.pending {
+				s.tell(-1, "  request %d: %v, in %d copies, sent first at %v", q.id, q.kind, q.copies, time.Duration(q.inv))
+			}
 		}
 		s.fail("liveness", "not healthy %v after the last fault", s.calmMost())
 	}
