@@ -42,6 +42,7 @@ func handleInit(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 		return nil, fmt.Errorf("%w: another init is under way", replica.ErrRefused)
 	}
 	defer v.initializing.Unlock()
+	defer v.in.post(replica.InitEnd{}) // however it ends, also when only its answer did not come
 	if _, err := v.command(ctx, func(id uint64) replica.Event { return replica.InitStart{ID: id} }); err != nil {
 		return nil, err
 	}
@@ -54,10 +55,13 @@ func handleInit(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 	return InitReport{Volume: v.name, Content: q.Content, SizeBytes: v.size.Load()}, nil
 }
 
-// prepareImage gives the image its content. Nothing else touches it: the volume
-// does not exist, and cannot come into being since InitStart, so nobody is connected
-// and nothing is applied.
+// prepareImage gives the image its content. Nothing else touches it: the volume does
+// not exist here, and since InitStart it neither comes into being here nor is joined
+// when another server's init made it. Should a record to be applied or a resync come
+// all the same it would wait here: a resync begins with the applier's reset.
 func (v *Volume) prepareImage(ctx context.Context, q *InitRequest) error {
+	v.app.hold()
+	defer v.app.release()
 	switch q.Content {
 	case InitZero:
 		return v.img.ZeroAll(ctx, nil)

@@ -136,12 +136,17 @@ type SetOptions struct {
 
 // InitStart: the operator is about to give this server's image the content that the
 // volume will begin with. From its Result on the volume comes into being by Init
-// only, also after a restart.
+// only, also after a restart, and until Init or InitEnd no volume of another server
+// is joined either, which would write to the same image.
 type InitStart struct{ ID uint64 }
 
 // Init: the operator creates the volume with this server alone, from what its
-// image holds.
+// image holds. It ends what InitStart began, also when it is refused.
 type Init struct{ ID uint64 }
+
+// InitEnd: nothing writes to the image any more that InitStart announced: it failed, or
+// was called off. Behind an Init it says nothing new.
+type InitEnd struct{}
 
 // Stop: the server is about to stop. With Handover a master first asks a live
 // in-sync slave to take over; Result comes when that is done or hopeless.
@@ -172,4 +177,5 @@ func (Resize) event()         {}
 func (SetOptions) event()     {}
 func (InitStart) event()      {}
 func (Init) event()           {}
+func (InitEnd) event()        {}
 func (Stop) event()           {}

@@ -40,6 +40,7 @@ func (r *Replica) initStart(ev InitStart) {
 		r.forgot = "init gives the image its content, or was interrupted while it did"
 	}
 	r.hard.Forgot = r.forgot
+	r.filling = !mutated("join while an init fills an image")
 	r.saveHard(func() {
 		for _, p := range r.peers {
 			r.send(p, r.greeting())
@@ -60,14 +61,45 @@ func (r *Replica) mayInit(command uint64) bool {
 	case !by.IsZero() && by != r.cfg.Self && r.now < r.promisedAt.Add(2*r.cfg.PeerTimeout):
 		r.refuse(command, "server %v was just given a promise to create the volume; look whether it did, and try again", by)
 		return false
+	case !r.elsewhere.IsZero():
+		r.refuseCreated(command, r.elsewhere.Server, r.elsewhere)
+		return false
 	}
 	for _, p := range r.peers {
 		if g := p.greeting; g != nil && !g.UUID.IsZero() {
-			r.refuse(command, "the volume exists on server %v, in epoch %v; this server joins it by itself", p.id, g.State.Epoch)
+			r.refuseCreated(command, p.id, g.State.Epoch)
 			return false
 		}
 	}
 	return true
+}
+
+func (r *Replica) refuseCreated(command uint64, by record.ServerID, e record.Epoch) {
+	r.refuse(command, "the volume exists on server %v, in epoch %v; this server joins it by itself", by, e)
+}
+
+// notWhileFilling refuses to follow an epoch while an init writes to this image: the
+// resync that would begin writes to the same bytes. No greeting goes with it, or each
+// would call forth the next Join at once. The volume that this server hears of so is
+// remembered: when the init ends its master may have no link here.
+func (r *Replica) notWhileFilling(p *peer, j *wire.Join) bool {
+	if !r.filling {
+		return false
+	}
+	r.elsewhere = j.Epoch
+	r.send(p, &wire.Joined{Epoch: j.Epoch, Reason: "an init is preparing its image", Last: r.last})
+	return true
+}
+
+// initEnd lets the volume of another server be joined, which looks into it at once.
+func (r *Replica) initEnd() {
+	if !r.filling {
+		return
+	}
+	r.filling = false
+	for _, p := range r.peers {
+		r.send(p, r.greeting())
+	}
 }
 
 // late reports whether a creation took so long that promises which it counts on may
@@ -80,8 +112,10 @@ func (c *candidate) late(now Time) bool { return c.kind == creating && !c.alone 
 // their whole images.
 func (r *Replica) initialize(ev Init) {
 	if !r.mayInit(ev.ID) {
+		r.initEnd()
 		return
 	}
+	r.filling = false
 	if r.forgot == "" { // without InitStart: nobody else may create it from now on either
 		r.forgot = "init creates the volume"
 	}

@@ -211,7 +211,10 @@ func (r *Replica) tickMaster() {
 		if silent || p.session == 0 && p.state == Down {
 			r.missing(p, silent)
 		}
-		if p.session != 0 && p.greeting != nil && !p.joined && !p.joining && !silent {
+		// One that refused to join is asked again, but not with every tick: a new
+		// greeting says sooner when there is something new.
+		waits := p.refused != 0 && r.now.Sub(p.refused) < r.cfg.PeerTimeout/4
+		if p.session != 0 && p.greeting != nil && !p.joined && !p.joining && !silent && !waits {
 			r.join(p)
 		}
 	}

@@ -56,6 +56,7 @@ type peer struct {
 	joined    bool // it answered Join in this session and epoch
 	joining   bool // Join is sent or being prepared
 	copies    bool // the last Join began a resync
+	refused   Time // when it refused to join, over this link; 0: it did not, or joined since
 	ackEpoch  record.Epoch
 	durable   record.Seq
 	applied   record.Seq
@@ -163,7 +164,7 @@ func (r *Replica) linkDown(ev LinkDown) {
 func (r *Replica) unlink(p *peer, reason string) {
 	p.session, p.greeting = 0, nil
 	p.joined, p.joining, p.admitting = false, false, false
-	p.streamed, p.lease, p.out, p.owes = 0, 0, 0, 0
+	p.streamed, p.lease, p.out, p.owes, p.refused = 0, 0, 0, 0, 0
 	if reason == "" {
 		reason = "link closed"
 	}

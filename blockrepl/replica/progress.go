@@ -106,7 +106,9 @@ func (r *Replica) joinResync(p *peer, why string) {
 		return
 	}
 	p.joining = true
-	r.setState(p, Resync, why)
+	if p.refused == 0 { // else it is called so when it joins, not in turn with what keeps it from that
+		r.setState(p, Resync, why)
+	}
 	session := p.session
 	begin := r.applied
 	if mutated("resync behind the journal's end") {
@@ -148,6 +150,7 @@ func (r *Replica) onJoined(p *peer, j *wire.Joined) {
 	p.joining = false
 	switch {
 	case !j.OK:
+		p.refused = r.now
 		r.setState(p, Probe, "it does not join: "+j.Reason)
 		return
 	case j.Resync:
@@ -160,7 +163,7 @@ func (r *Replica) onJoined(p *peer, j *wire.Joined) {
 		r.closeLink(p, fmt.Sprintf("records from %d are no longer kept", j.Last.Seq+1))
 		return
 	}
-	p.joined, p.ackEpoch, p.durable = true, r.epoch(), j.Last.Seq
+	p.joined, p.refused, p.ackEpoch, p.durable = true, 0, r.epoch(), j.Last.Seq
 	p.free = p.greeting.Free
 	p.greeting.Promised = r.epoch()
 	p.streamed, p.told = r.last.Seq, r.commit

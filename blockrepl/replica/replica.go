@@ -34,6 +34,10 @@ type Replica struct {
 	reason string // of RoleFailed
 	forgot string // why this server's past is not believed; "" when it is
 	born   Time
+	// filling: an init gives the image its content. Then elsewhere is the epoch of a
+	// volume that this server was asked to join meanwhile, zero when it was not.
+	filling   bool
+	elsewhere record.Epoch
 	// promisedAt is when the newest promise was given, for who may take it up again.
 	promisedAt Time
 
@@ -194,6 +198,8 @@ func (r *Replica) take(ev Event) {
 		r.initStart(ev)
 	case Init:
 		r.initialize(ev)
+	case InitEnd:
+		r.initEnd()
 	case Stop:
 		r.stop(ev)
 	default:

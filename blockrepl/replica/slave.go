@@ -36,7 +36,7 @@ type slave struct {
 // onJoin makes this server follow an epoch: what the journal holds above the
 // last common record is set aside, in one batch with the promise.
 func (r *Replica) onJoin(p *peer, j *wire.Join) {
-	if r.refuseJoin(p, j) {
+	if r.notWhileFilling(p, j) || r.refuseJoin(p, j) {
 		return
 	}
 	if !j.Resync && j.Match.Seq < r.maybeApplied(j.History) {
@@ -147,6 +147,8 @@ func (r *Replica) joinRefusal(p *peer, j *wire.Join) string {
 		return "split brain: resolve it first"
 	case !contains(j.State.Members, r.cfg.Self):
 		return "this server is not a member"
+	case r.filling: // since it was asked
+		return "an init is preparing its image"
 	}
 	return ""
 }

@@ -11,6 +11,8 @@ import (
 // from a file, which takes a while. That server may crash in the middle; then, as
 // long as there is no volume, the command is given again. Whatever comes of it, the
 // volume's first state is what the server's image held when the command was answered.
+// On another server he may begin one too, and call it off: that one's image is written
+// to meanwhile, whoever has the volume by then.
 
 // initKind is what init gives the image.
 type initKind uint8
@@ -27,6 +29,7 @@ type filling struct {
 	step   int    // sectors are filled below
 	id     uint64 // of the command: InitStart, then Init
 	filled bool
+	vain   bool // it is called off before its end
 }
 
 // seedImages gives some images content and lets the servers start over a while.
@@ -70,18 +73,21 @@ func (o *operator) ordered(s *Sim) {
 		}
 	}
 	if n.up && !n.dead && n.filling == nil {
-		n.beginInit(initKind(s.dice.bits.IntN(3)))
+		n.beginInit(initKind(s.dice.bits.IntN(3)), false)
+	}
+	if m := s.nodes[s.dice.bits.IntN(len(s.nodes))]; m != n && m.up && !m.dead && m.filling == nil {
+		m.beginInit(initFrom, true)
 	}
 }
 
 // beginInit is the command at its server.
-func (n *node) beginInit(kind initKind) {
+func (n *node) beginInit(kind initKind, vain bool) {
 	o := &n.s.oper
 	if !n.rep.View(n.now()).Blank {
 		return
 	}
 	o.next++
-	n.filling = &filling{kind: kind, id: o.next}
+	n.filling = &filling{kind: kind, id: o.next, vain: vain}
 	n.s.hit(fInit, n)
 	n.s.tell(n.i, "init, kind %d", kind)
 	n.post(replica.InitStart{ID: o.next})
@@ -110,6 +116,12 @@ func (n *node) fill() {
 	}
 	n.image.beginSync()
 	n.image.endSync()
+	if f.vain {
+		n.s.tell(n.i, "init is called off")
+		n.filling = nil
+		n.post(replica.InitEnd{})
+		return
+	}
 	n.s.oper.next++
 	f.id, f.filled = n.s.oper.next, true
 	n.post(replica.Init{ID: f.id})

@@ -55,6 +55,7 @@ var broken = []string{
 	"drop a tail at a resync",
 	"miss only what is longer",
 	"create while an init fills an image",
+	"join while an init fills an image",
 	"see no split brain",
 	"shrink by a late resize",
 	"forget a silent slave's resync",
