@@ -11,7 +11,8 @@ import (
 type Config struct {
 	Self        record.ServerID
 	Incarnation record.Incarnation
-	// PeerTimeout is how long a peer may be silent; leases last as long.
+	// PeerTimeout is how long a peer may be silent; leases that this server grants last
+	// as long, and it trusts none for longer. Servers may differ in it.
 	PeerTimeout time.Duration
 	// Create is the state that a volume gets when it comes into being: Members,
 	// Size, OnDegraded, Shared, Keep, Name and a UUID drawn for the case that

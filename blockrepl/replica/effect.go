@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"time"
+
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -89,6 +91,9 @@ type Hard struct {
 	// Vow is the epoch under whose master this server stopped in order: that master
 	// may go on answering reads without its lease (Leaving.Vow). Zero: none.
 	Vow record.Epoch
+	// Lease is at least as long as any lease lasts that this server has granted and that
+	// may not have run out, in ns; 0: none was. A restart waits for it.
+	Lease time.Duration `json:",omitempty"`
 	// Image are blocks of the image as they were at Checkpoint, so that another
 	// image is not taken for it (the shell compares them at a start).
 	Image []Sample

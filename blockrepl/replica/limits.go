@@ -61,11 +61,15 @@ const (
 // trimStep is how many records go at a time.
 const trimStep = 64
 
-// leaseMargin: the master trusts a lease for PeerTimeout less this fraction, for
+// leaseMargin: the master trusts a lease for its time less this fraction, for
 // clocks of different rates.
 const leaseMargin = 16
 
 const (
+	// beatLeast is the least time between two heartbeats to a slave that grants shorter
+	// leases than this server would: a quarter of the shortest peer_timeout that there
+	// is. With still shorter leases reads wait for the next heartbeat.
+	beatLeast = 25 * time.Millisecond
 	// commitDelay is how long a commit number may wait for a frame to ride on.
 	commitDelay = time.Millisecond
 	// requestAgain is how long a slave waits before it requests the same gap again.

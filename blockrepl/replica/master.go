@@ -195,11 +195,15 @@ func (r *Replica) tellCommit() {
 // tickMaster looks at the clock: heartbeats, silent peers, a fenced epoch.
 func (r *Replica) tickMaster() {
 	r.shortenHistory()
-	if r.now.Sub(r.m.beat) >= r.cfg.PeerTimeout/4 {
+	every := r.beatEvery()
+	if r.now.Sub(r.m.beat) >= every {
 		r.m.beat = r.now
 		for _, p := range r.peers {
 			r.send(p, &wire.Heartbeat{Epoch: r.epoch(), SentAt: int64(r.now), Last: r.last.Seq, Commit: r.commit, Floor: r.floor()})
 		}
+	}
+	if every < r.cfg.PeerTimeout/4 { // sooner than the usual tick
+		r.wake(r.m.beat.Add(every))
 	}
 	for _, p := range r.peers {
 		silent := r.now.Sub(p.lastHeard) > r.cfg.PeerTimeout

@@ -63,10 +63,11 @@ type peer struct {
 	state0    uint64     // State.Number in the Join
 	streamed  record.Seq // the sender's cursor may go up to here
 	resyncing bool
-	admitting bool // waited for already, not yet in the in-sync set
-	lease     Time // it will not be promoted before
-	answered  Time // when the newest heartbeat was sent that it has answered
-	out       Time // when it was forgotten over this link; 0: it was not
+	admitting bool          // waited for already, not yet in the in-sync set
+	lease     Time          // it will not be promoted before
+	granted   time.Duration // how long its newest lease lasts, at most PeerTimeout; 0: there was none over this link
+	answered  Time          // when the newest heartbeat was sent that it has answered
+	out       Time          // when it was forgotten over this link; 0: it was not
 	// owes: it was forgotten over this link, or let go while it was being admitted, and
 	// must acknowledge so far before it is waited for again. One whose disk hangs answers
 	// heartbeats, too.
@@ -164,7 +165,7 @@ func (r *Replica) linkDown(ev LinkDown) {
 func (r *Replica) unlink(p *peer, reason string) {
 	p.session, p.greeting = 0, nil
 	p.joined, p.joining, p.admitting = false, false, false
-	p.streamed, p.lease, p.out, p.owes, p.refused = 0, 0, 0, 0, 0
+	p.streamed, p.lease, p.granted, p.out, p.owes, p.refused = 0, 0, 0, 0, 0, 0
 	if reason == "" {
 		reason = "link closed"
 	}

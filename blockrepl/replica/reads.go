@@ -15,6 +15,17 @@ import (
 // lease is what this server, as a slave, has granted to its master.
 type lease struct {
 	until Time // not promoted before, unless the operator says that the master is dead
+	// granting is how long one lasts that is granted now: this server's PeerTimeout, 0
+	// before it is durable in Hard.Lease.
+	granting time.Duration
+}
+
+// noteLease brings Hard.Lease up to date. peer_timeout may have been changed since the
+// last run, and a shorter one binds nobody who trusts what was granted before.
+func (r *Replica) noteLease() {
+	if r.hard.Lease < r.cfg.PeerTimeout || r.now >= r.born.Add(r.hard.Lease) {
+		r.hard.Lease = r.cfg.PeerTimeout
+	}
 }
 
 // rounds are the read rounds of a slave, and the reads that wait on any role.
@@ -145,18 +156,35 @@ func (r *Replica) readsApplied() {
 	}
 }
 
-// onHeartbeatAck renews a slave's lease, counted from when the master asked.
+// onHeartbeatAck renews a slave's lease, counted from when the master asked. It lasts as
+// long as the slave says, whose peer_timeout may be another one while it is changed.
 func (r *Replica) onHeartbeatAck(p *peer, m *wire.HeartbeatAck) {
 	if r.role != wire.RoleMaster || !p.joined || m.Epoch != r.epoch() || m.Incarnation != p.incarnation || !m.OK {
 		return
 	}
 	if Time(m.SentAt) <= r.now && Time(m.SentAt) >= r.m.leaseFrom {
-		p.lease = max(p.lease, Time(m.SentAt).Add(r.cfg.PeerTimeout-r.cfg.PeerTimeout/leaseMargin))
+		p.granted = min(max(0, time.Duration(m.Lease)), r.cfg.PeerTimeout)
+		if mutated("believe that a lease lasts as long as ours") {
+			p.granted = r.cfg.PeerTimeout
+		}
+		p.lease = max(p.lease, Time(m.SentAt).Add(p.granted-p.granted/leaseMargin))
 	}
 	if Time(m.SentAt) <= r.now {
 		p.answered = max(p.answered, Time(m.SentAt))
 	}
 	r.onAck(p, &m.Ack)
+}
+
+// beatEvery is how long the master waits between heartbeats: a part of the shortest
+// lease that it is granted, so that none runs out meanwhile.
+func (r *Replica) beatEvery() time.Duration {
+	least := r.cfg.PeerTimeout
+	for _, p := range r.peers {
+		if p.granted > 0 && r.waited(p.id) {
+			least = min(least, p.granted)
+		}
+	}
+	return max(least/4, min(beatLeast, r.cfg.PeerTimeout/4))
 }
 
 // Lease is until when the master may read its image without asking anyone; zero

@@ -151,3 +151,135 @@ func TestReadsGoOnAfterTheNumberThatOneWaitedForWasGivenUp(t *testing.T) {
 		t.Fatalf("a read on c waits; it waits for numbers %d, c has applied %d of %d; c is %s", s.r.reads.granted[0].commit, v.Applied, v.Last, v.State)
 	}
 }
+
+// hide cuts a server off so that the others notice at once and it does only by its clock.
+func (c *cluster) hide(id string) {
+	h := c.node(id)
+	for _, n := range c.nodes {
+		if s := n.links[h.id]; n != h && s != 0 {
+			n.step(LinkDown{h.id, s, "cut"})
+			delete(n.links, h.id)
+		}
+	}
+	c.run()
+}
+
+// promoteBehind promotes b behind the back of a, which is hidden and whose lease is
+// granted, and has it complete a write: a must not read any more by then.
+func (c *cluster) promoteBehind(b, a *node) {
+	c.t.Helper()
+	if c.now >= a.r.Lease() {
+		c.t.Fatal("a has no lease")
+	}
+	commandID++
+	id := commandID
+	b.step(Promote{ID: id})
+	for range 2000 {
+		if _, ok := b.results[id]; ok {
+			break
+		}
+		c.pass(10 * time.Millisecond)
+	}
+	if res, ok := b.results[id]; !ok || res.Err != nil {
+		c.t.Fatalf("promote b: %v, %+v", ok, res)
+	}
+	b.mustComplete(b.write(b.open("db1", 2), 0, "new"))
+	if left := a.r.Lease().Sub(c.now); left > 0 {
+		c.t.Fatalf("a reads for another %v, and b has completed a write", left)
+	}
+}
+
+// While peer_timeout is changed server by server (each restart has the new one) the
+// master trusted leases for longer than its slaves had granted them: it read its old
+// image after another server had been promoted and had completed a write.
+func TestLeaseLastsNoLongerThanItWasGranted(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	a.cfg.PeerTimeout = 10 * time.Second // b and c: 2 s
+	c.start("a", "b", "c")
+	c.pass(3 * time.Second)
+	a.mustComplete(a.write(a.open("db1", 1), 0, "old"))
+	c.pass(time.Second)
+	c.hide("a")
+	c.promoteBehind(b, a)
+}
+
+// A slave that was restarted with a shorter peer_timeout waited for that time only: a
+// lease that it had granted before lasted longer.
+func TestRestartWaitsForTheLeasesOfTheRunBefore(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	for _, n := range c.nodes {
+		n.cfg.PeerTimeout = 10 * time.Second
+	}
+	c.start("a", "b", "c")
+	c.pass(4 * time.Second)
+	restart := func(d time.Duration) {
+		c.hide("a")
+		c.kill("b")
+		c.kill("c")
+		b.cfg.PeerTimeout, s.cfg.PeerTimeout = d, d
+		a.up = false // no link to it is made
+		c.start("b", "c")
+		a.up = true
+	}
+	restart(2 * time.Second)
+	restart(2 * time.Second) // the run between granted none, and does not count
+	c.promoteBehind(b, a)
+}
+
+// What was granted for longer is waited for until it has run out, and not after.
+func TestLongLeasesAreForgottenOnceTheyRanOut(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	for _, n := range c.nodes {
+		n.cfg.PeerTimeout = 10 * time.Second
+	}
+	c.start("a", "b", "c")
+	c.pass(4 * time.Second)
+	b := c.node("b")
+	for _, n := range c.nodes {
+		n.cfg.PeerTimeout = 2 * time.Second
+	}
+	for i, x := range []struct{ want, runs time.Duration }{
+		{10 * time.Second, 5 * time.Second}, // in which it follows, and grants for 2 s
+		{10 * time.Second, 11 * time.Second},
+		{2 * time.Second, time.Second},
+	} {
+		c.kill("b")
+		c.start("b")
+		if got := b.r.l.until.Sub(c.now); got != x.want {
+			t.Errorf("start %d: leases of before are waited for for %v, want %v", i, got, x.want)
+		}
+		c.pass(x.runs)
+		c.unlink(b, c.node("a")) // it follows once more
+		c.link(b, c.node("a"))
+		c.pass(time.Second)
+	}
+}
+
+// Beside slaves with a much shorter peer_timeout reads on the master would wait for
+// each heartbeat.
+func TestMasterKeepsShorterLeasesAlive(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	a := c.node("a")
+	a.cfg.PeerTimeout = time.Minute
+	beats := 0
+	c.mangle = func(_ record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Heartbeat); ok {
+			beats++
+		}
+		return []wire.Message{m}
+	}
+	c.start("a", "b", "c")
+	c.pass(20 * time.Second)
+	beats = 0
+	for range 1000 {
+		c.pass(10 * time.Millisecond)
+		if c.now >= a.r.Lease() {
+			t.Fatal("a's lease has run out with everyone there")
+		}
+	}
+	if beats > 2*25 {
+		t.Errorf("%d heartbeats to two slaves in 10 s, want no more than 50", beats)
+	}
+}

@@ -119,7 +119,10 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 		r.forgot = r.hard.Forgot
 	}
 	r.f.next = cfg.OpBase
-	r.l.until = now.Add(cfg.PeerTimeout) // the last run may have granted it
+	r.l.until = now.Add(max(cfg.PeerTimeout, r.hard.Lease)) // the last run may have granted it
+	if mutated("forget the leases of an earlier run") {
+		r.l.until = now.Add(cfg.PeerTimeout)
+	}
 	r.promisedAt = now
 	r.setPeers(r.members())
 	r.redo = redo{pending: !r.blank(), held: saved.Last.Seq}

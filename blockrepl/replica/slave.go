@@ -212,12 +212,14 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 	// What was committed above in the epochs before was given up, or is told again.
 	r.commit = max(r.applyTo, min(r.commit, j.Match.Seq))
 	r.hard.Match = j.Match.Seq
+	r.noteLease()
 	s.Hard = r.hardCopy()
 	r.s.acked = j.Match.Seq
 	session := p.session
 	r.store(s, nil)
 	r.storing[len(r.storing)-1].seq = j.Match.Seq
 	r.storing[len(r.storing)-1].act = func() {
+		r.l.granting = r.cfg.PeerTimeout
 		if p.session != session || r.hard.Following != j.Epoch {
 			return
 		}
@@ -374,8 +376,8 @@ func (r *Replica) ack() *wire.Ack {
 	}
 }
 
-// onHeartbeat answers the master. The answer is a lease: no promotion here for
-// peer_timeout (rule 9).
+// onHeartbeat answers the master. The answer is a lease: no promotion here for the
+// time that it says (rule 9).
 func (r *Replica) onHeartbeat(p *peer, h *wire.Heartbeat) {
 	a := r.ack()
 	if r.role != wire.RoleSlave || r.s.master != p.id || h.Epoch != r.hard.Following || h.Epoch != r.hard.Promised || a == nil {
@@ -389,9 +391,9 @@ func (r *Replica) onHeartbeat(p *peer, h *wire.Heartbeat) {
 		return
 	}
 	r.s.beat = h
-	r.l.until = r.now.Add(r.cfg.PeerTimeout)
+	r.l.until = max(r.l.until, r.now.Add(r.l.granting))
 	r.s.acked = max(r.s.acked, r.durable)
-	r.send(p, &wire.HeartbeatAck{Ack: *a, SentAt: h.SentAt, OK: true})
+	r.send(p, &wire.HeartbeatAck{Ack: *a, SentAt: h.SentAt, OK: true, Lease: int64(r.l.granting)})
 	r.s.floor = max(r.s.floor, h.Floor)
 	r.heardCommit(h.Commit)
 	if h.Last > r.last.Seq && r.s.window.empty() && r.s.stalled && r.s.stalledAt == r.last.Seq {

@@ -41,12 +41,13 @@ const (
 	fInit                    // init
 	fSet                     // on_degraded and keep are changed
 	fHungDisk                // no fsync ends for a while, and the process answers
+	fUneven                  // a server starts with another peer_timeout
 	faults
 )
 
 var faultNames = [faults]string{"crash", "power", "pause", "cut", "isolate", "one-way", "slow-disk", "sick-disk",
 	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move", "corrupt", "bare",
-	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set", "hung-disk"}
+	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set", "hung-disk", "uneven"}
 
 func (f fault) String() string { return faultNames[f] }
 

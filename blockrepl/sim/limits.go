@@ -7,8 +7,9 @@ const (
 	sectorBytes = 8
 	sectorsMax  = 64 // of a volume, grown included
 
-	// peerTimeout is replica.Config.PeerTimeout. Shorter than any real one: the
-	// faults come as often as the schedule is long.
+	// peerTimeout is replica.Config.PeerTimeout, in some schedules half of it to four
+	// times as long. Shorter than any real one: the faults come as often as the
+	// schedule is long.
 	peerTimeout = 200 * time.Millisecond
 
 	// eventsMax bounds a schedule; beyond it the run fails as one that never ends.

@@ -90,6 +90,7 @@ var must = func() (list [faults][states]bool) {
 	list[fWildForget][stServing], list[fWildForget][stSuspended] = true, true
 	list[fHungDisk][stFollowing], list[fHungDisk][stWriting] = true, true
 	list[fSet][stServing], list[fSet][stWriting] = true, true
+	list[fUneven][stDown] = true
 	list[fResolve][stLost], list[fResolve][stServing] = true, true
 	return list
 }()

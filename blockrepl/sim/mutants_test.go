@@ -28,6 +28,8 @@ var broken = []string{
 	"read on a slave without asking",
 	"read without a lease",
 	"promote under a lease",
+	"believe that a lease lasts as long as ours",
+	"forget the leases of an earlier run",
 	"promise an older epoch",
 	"promise before it is fsynced",
 	"skip redo",

@@ -19,6 +19,7 @@ type node struct {
 	id          record.ServerID
 	incarnation record.Incarnation
 	clock       clock
+	timeout     time.Duration // replica.Config.PeerTimeout of this run
 	journal     journal
 	image       image
 	mark        mark // in memory
@@ -142,7 +143,7 @@ func (n *node) config() replica.Config {
 	}
 	uuid[0] |= 1
 	return replica.Config{
-		Self: n.id, Incarnation: n.incarnation, PeerTimeout: peerTimeout,
+		Self: n.id, Incarnation: n.incarnation, PeerTimeout: n.timeout,
 		First: serverIDs[0], History: p.clients, OpBase: n.s.dice.node.Uint64() >> 16,
 		Create: wire.State{
 			Members: slices.Clone(serverIDs[:p.nodes]), Size: int64(p.sectors) * sectorBytes,
@@ -156,6 +157,7 @@ func (n *node) start() {
 	if n.up || n.held {
 		return
 	}
+	n.drawTimeout()
 	n.run++
 	n.up, n.paused, n.dead, n.scheduled, n.queued, n.tidy = true, false, false, false, false, false
 	n.in, n.app, n.sync, n.copying, n.cursors = inbox{}, applier{}, syncing{}, copying{}, [nodesMax]cursor{}
@@ -182,6 +184,19 @@ func (n *node) start() {
 	n.s.tell(n.i, "starts: journal %v..%v, checkpoint %v, forgot %q", saved.First, saved.Last.Seq, at, saved.Forgot)
 	n.publish()
 	n.kick()
+}
+
+// drawTimeout gives the next run its peer_timeout, which the operator may be changing
+// server by server.
+func (n *node) drawTimeout() {
+	was := n.timeout
+	n.timeout = peerTimeout
+	if n.s.prof.uneven {
+		n.timeout = pick(n.s.dice.time, peerTimeout/2, peerTimeout, 2*peerTimeout, 4*peerTimeout)
+	}
+	if was != 0 && n.timeout != was {
+		n.s.hit(fUneven, n)
+	}
 }
 
 // forgot compares the marks with the journal, as the shell does at a start.
@@ -274,7 +289,7 @@ func (n *node) round() {
 		n.step(now, replica.Read{ID: n.roundID})
 	}
 	if now >= n.nextTick {
-		n.nextTick = now.Add(peerTimeout / 8)
+		n.nextTick = now.Add(n.timeout / 8)
 		n.step(now, replica.Tick{})
 	}
 	clear(in.events)

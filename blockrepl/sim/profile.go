@@ -41,6 +41,7 @@ type profile struct {
 	patient         bool    // clients wait at their server as long as it lets them
 	careless        bool    // the operator does what loses writes
 	init            bool    // images hold something, and the operator creates the volume
+	uneven          bool    // each start draws its server's peer_timeout
 }
 
 func pick[T any](r *rand.Rand, list ...T) T { return list[r.IntN(len(list))] }
@@ -100,11 +101,14 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 		p.weight[fHungDisk] = 3
 		p.total += p.weight[fHungDisk]
 	}
+	p.uneven = chance(r, 0.2)
 	for _, name := range opt.Off {
 		switch name {
 		case fHungDisk.String():
 			p.total -= p.weight[fHungDisk]
 			p.weight[fHungDisk] = 0
+		case fUneven.String():
+			p.uneven = false
 		case fCorrupt.String():
 			p.corrupt = 0
 		case fInit.String():

@@ -59,7 +59,7 @@ type event struct {
 // dice are the streams of random numbers, one for each part, so that a fault
 // switched off changes the others as little as possible.
 type dice struct {
-	net, disk, client, fault, oper, node, bits *rand.Rand
+	net, disk, client, fault, oper, node, bits, time *rand.Rand
 }
 
 // Sim is one schedule under way.
@@ -154,7 +154,7 @@ func New(seed uint64, opt Options) *Sim {
 		s.marks = &Marks{}
 	}
 	stream := func(i uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, i)) }
-	s.dice = dice{net: stream(1), disk: stream(2), client: stream(3), fault: stream(4), oper: stream(5), node: stream(6), bits: stream(8)}
+	s.dice = dice{net: stream(1), disk: stream(2), client: stream(3), fault: stream(4), oper: stream(5), node: stream(6), bits: stream(8), time: stream(11)}
 	s.prof = drawProfile(stream(7), opt)
 	s.prof.drawHarsh(stream(9), opt)
 	if opt.Restless {

@@ -88,7 +88,7 @@
 //	                  flag resyncing
 //	 8 Request        epoch, u64 from, u64 to
 //	 9 Heartbeat      epoch, i64 sent-at, u64 last, u64 commit, u64 floor
-//	10 HeartbeatAck   Ack, i64 sent-at, flag ok
+//	10 HeartbeatAck   Ack, i64 sent-at, flag ok, i64 lease
 //	11 ReadIndex      epoch, u64 id
 //	12 ReadIndexOK    epoch, u64 id, u64 commit
 //	13 Forward        epoch, u64 index, u32 count; records (drafts: number and epoch 0)

@@ -142,6 +142,7 @@ func (m *HeartbeatAck) fields(c *coder) {
 	m.Ack.fields(c)
 	c.clock("sent at", &m.SentAt)
 	c.flag("ok", &m.OK)
+	c.clock("lease", &m.Lease)
 }
 
 func (m *ReadIndex) fields(c *coder) {

@@ -192,12 +192,13 @@ type Heartbeat struct {
 	Floor  record.Seq
 }
 
-// HeartbeatAck answers Heartbeat. With OK the slave will not be promoted for
-// peer_timeout from now.
+// HeartbeatAck answers Heartbeat. With OK the slave will not be promoted for Lease from
+// now: its own peer_timeout, which need not be the master's.
 type HeartbeatAck struct {
 	Ack
 	SentAt int64
 	OK     bool
+	Lease  int64 // ns
 }
 
 // ReadIndex asks the master for its commit number, for one round of reads.
