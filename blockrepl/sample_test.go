@@ -79,6 +79,61 @@ func TestOtherDiskIsNotTakenForTheImage(t *testing.T) {
 	c.awaitHealthy(0)
 }
 
+// The right image was put back as status said, and was not believed either.
+func TestRightImagePutBackIsBelievedAgain(t *testing.T) {
+	for name, servers := range map[string][]int{"the only server": {0}, "a slave": {0, 1}} {
+		t.Run(name, func(t *testing.T) { putBackImage(t, servers) })
+	}
+}
+
+// putBackImage takes the right image from the last of the servers for a while.
+func putBackImage(t *testing.T, servers []int) {
+	c := newCluster(t, len(servers), nil)
+	r := seeded(t)
+	c.start(servers...)
+	cl := c.connect(0, "client")
+	cl.write(testSize/2, noise(r, 4096))
+	c.awaitHealthy(servers...)
+	last := servers[len(servers)-1]
+	c.stop(last, false)
+	right := filepath.Join(t.TempDir(), "right.img")
+	copyFile(t, c.imagePath(last), right)
+	if err := os.WriteFile(c.imagePath(last), noise(r, testSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // an orderly stop notes nothing of the wrong one
+		c.start(last)
+		st := c.await(last, "diverged", func(s VolumeStatus) bool { return s.State == StateDiverged })
+		if !strings.Contains(st.Reason, "is not what it was") {
+			t.Errorf("reason is %q", st.Reason)
+		}
+		c.stop(last, false)
+	}
+	copyFile(t, right, c.imagePath(last))
+	c.start(last)
+	c.awaitHealthy(servers...)
+	c.equalImages(servers...)
+}
+
+// An image with content was refused for good, though another one was asked for.
+func TestEmptyImageInPlaceOfOneWithContentIsTaken(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	if err := os.MkdirAll(filepath.Dir(c.imagePath(0)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(c.imagePath(0), noise(seeded(t), testSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	c.await(0, "diverged", func(s VolumeStatus) bool { return s.State == StateDiverged })
+	c.stop(0, false)
+	if err := os.Remove(c.imagePath(0)); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	c.awaitHealthy(0)
+}
+
 // Blocks that were written after the checkpoint say nothing.
 func TestCrashAfterWritesToSampledBlocksIsNoOtherImage(t *testing.T) {
 	c := newCluster(t, 1, nil)

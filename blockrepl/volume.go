@@ -1,6 +1,7 @@
 package blockrepl
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -213,15 +214,15 @@ func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 	switch {
 	case o.OnCreate != nil && img.Created():
 	case !known && !img.Blank() && saved.Forgot == "":
-		saved.Forgot = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
+		saved.Unlike = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
 	default:
 		why := v.unlike(expect.samples, saved.Hard.Checkpoint)
 		if v.seen.begin(saved.Hard.Image); why == "" || saved.Forgot != "" {
 			return nil
 		}
-		saved.Forgot = why
+		saved.Unlike = why
 	}
-	v.logr.Warn("image is not believed", "reason", saved.Forgot)
+	v.logr.Warn("image is not believed", "reason", cmp.Or(saved.Forgot, saved.Unlike))
 	return nil
 }
 

@@ -48,6 +48,7 @@ type node struct {
 	target   record.Seq
 	waiting  []uint64
 	forgot   string
+	unlike   string
 	aside    []*record.Record
 	cursors  map[uint64]record.Seq // of the senders, by session
 }
@@ -83,7 +84,7 @@ func (c *cluster) start(ids ...string) {
 		n := c.node(id)
 		n.up = true
 		n.links = map[record.ServerID]uint64{}
-		s := Saved{Hard: n.hard, First: n.base.Seq + 1, Last: n.base, Table: n.table, Memory: n.memory, Free: 1 << 40, Forgot: n.forgot}
+		s := Saved{Hard: n.hard, First: n.base.Seq + 1, Last: n.base, Table: n.table, Memory: n.memory, Free: 1 << 40, Forgot: n.forgot, Unlike: n.unlike}
 		for _, rec := range n.log {
 			s.Last = rec.Pos()
 			s.Sums = append(s.Sums, rec.Sum)

@@ -46,6 +46,10 @@ type Saved struct {
 	// Forgot says why this server's own marks prove that its journal once held
 	// more; "" when they do not.
 	Forgot string
+	// Unlike says why the image is not the one that the journal speaks of, "" when it
+	// may be. It holds for this run: the next start looks again, at the samples that
+	// are kept as they are meanwhile, and believes the right image when it is back.
+	Unlike string
 	// Bytes is how many bytes of records First..Last are.
 	Bytes int64
 	// Free is how many journal and image bytes may still be promised.

@@ -52,7 +52,7 @@ func (r *Replica) tryElect() {
 	}
 	r.hard.Proposed = nil
 	if c.alone {
-		r.forgot, r.hard.Forgot = "", "" // what the image holds is the volume
+		r.believe() // what the image holds is the volume
 	}
 	r.beginEpoch(c.epoch, st, r.baseNumber(), c.loss)
 	r.promoted(c, out)

@@ -37,7 +37,7 @@ func (r *Replica) initStart(ev InitStart) {
 		return
 	}
 	if !mutated("create while an init fills an image") {
-		r.forgot = "init gives the image its content, or was interrupted while it did"
+		r.forgot, r.unlike = "init gives the image its content, or was interrupted while it did", false
 	}
 	r.hard.Forgot = r.forgot
 	r.filling = !mutated("join while an init fills an image")

@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -154,4 +156,73 @@ func TestAcceptedLossIsNotHeldAgainstTheServerOnceMore(t *testing.T) {
 		v := b.r.View(c.now)
 		t.Fatalf("b does not serve again: %s, %s, next %s", v.State, v.Reason, v.Next)
 	}
+}
+
+// With another disk under the image's name a server is not believed; status says to put
+// the right one back, which did not help: it was not believed for good.
+func TestRightImagePutBackIsBelievedAgain(t *testing.T) {
+	c := newCluster(t, 1, wire.Suspend)
+	c.start("a")
+	c.pass(time.Second)
+	a := c.node("a")
+	a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+	right := []Sample{{Off: 0, Len: 4096, Sum: 1}}
+	a.step(ImageSynced{Seq: a.r.applied, Image: right})
+	c.run()
+	c.kill("a")
+	a.unlike = "block 0 of the image is not what it was" // the shell compared the samples
+	c.start("a")
+	c.pass(time.Second)
+	a.want(Diverged)
+	if v := a.r.View(c.now); !strings.Contains(v.Next, "put the right image back and restart") {
+		t.Errorf("next is %q", v.Next)
+	}
+	// As at an orderly stop.
+	a.step(ImageSynced{Seq: a.r.applied, Image: []Sample{{Off: 0, Len: 4096, Sum: 2}}})
+	c.run()
+	if !slices.Equal(a.hard.Image, right) {
+		t.Errorf("samples of the wrong image were noted: %+v", a.hard.Image)
+	}
+	c.kill("a")
+	a.unlike = "" // the right image is there again: its samples are as noted
+	c.start("a")
+	c.pass(5 * time.Second)
+	a.want(Healthy)
+}
+
+// That the image is another one does not hide that the journal lost its end: this is
+// noted for good.
+func TestLossIsNotedBesideAnotherImage(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, s := c.node("a"), c.node("c")
+	conn := a.open("db1", 0)
+	for range 3 {
+		a.mustComplete(a.write(conn, 0, "x"))
+	}
+	c.pass(time.Second)
+	c.kill("c")
+	s.log = s.log[:len(s.log)-2]
+	s.unlike = "block 0 of the image is not what it was"
+	c.start("c")
+	c.pass(time.Second)
+	if s.hard.Forgot == "" {
+		t.Errorf("c lacks what it acknowledged; nothing is noted of that, it says %q", s.r.forgot)
+	}
+}
+
+// An image with content that nobody knows of counts for as long as it is there.
+func TestEmptyImagePutInItsPlaceLetsTheVolumeBegin(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	b := c.node("b")
+	b.unlike = "the image has content; use init or another image"
+	c.start("a", "b")
+	c.pass(5 * time.Second)
+	b.want(Diverged)
+	c.kill("b")
+	b.unlike = ""
+	c.start("b")
+	c.pass(5 * time.Second)
+	b.want(Healthy)
 }

@@ -296,7 +296,7 @@ func (r *Replica) stepDown(why string) {
 // above the journal's end, the journal begins anew behind them: records that got those
 // numbers would count as applied and never reach the image.
 func (r *Replica) takeWhole() Store {
-	r.forgot, r.hard.Forgot = "", ""
+	r.believe()
 	r.hard.History, r.hard.Image = unlike(r.hard.History), nil
 	at := record.Pos{Seq: max(r.hard.Checkpoint, r.table.AsOf)}
 	if at.Seq <= r.last.Seq {

@@ -308,10 +308,10 @@ func (h *Hard) lost(self record.ServerID, last record.Seq) string {
 
 // forgets takes in that this server's past is not to be believed.
 func (r *Replica) forgets(why string) {
-	if r.forgot != "" || mutated("believe a server that forgot") {
+	if r.forgot != "" && !r.unlike || mutated("believe a server that forgot") {
 		return
 	}
-	r.forgot = why
+	r.forgot, r.unlike = why, false
 	r.warn("this server lost records that it had acknowledged; it must be resynced", "reason", why)
 	if r.role != wire.RoleSlave {
 		r.stepDown("its own past is not believed")

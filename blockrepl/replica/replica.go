@@ -33,6 +33,7 @@ type Replica struct {
 	role   wire.Role
 	reason string // of RoleFailed
 	forgot string // why this server's past is not believed; "" when it is
+	unlike bool   // forgot is Saved.Unlike
 	born   Time
 	// filling: an init gives the image its content. Then elsewhere is the epoch of a
 	// volume that this server was asked to join meanwhile, zero when it was not.
@@ -118,6 +119,9 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 	if r.forgot == "" {
 		r.forgot = r.hard.Forgot
 	}
+	if r.forgot == "" {
+		r.forgot, r.unlike = saved.Unlike, saved.Unlike != ""
+	}
 	r.f.next = cfg.OpBase
 	r.l.until = now.Add(max(cfg.PeerTimeout, r.hard.Lease)) // the last run may have granted it
 	if mutated("forget the leases of an earlier run") {
@@ -142,7 +146,7 @@ func (r *Replica) Step(now Time, ev Event, out *Effects) {
 	}
 	r.stepped = r.now
 	if r.role != wire.RoleFailed {
-		if r.forgot != r.hard.Forgot {
+		if r.forgot != r.hard.Forgot && !r.unlike {
 			r.hard.Forgot = r.forgot
 			r.saveHard(nil)
 		}
@@ -314,6 +318,9 @@ func (r *Replica) onApplied(seq record.Seq) {
 
 // imageSynced moves the checkpoint: the table and the number are stored together.
 func (r *Replica) imageSynced(seq record.Seq, image []Sample) {
+	if r.unlike {
+		return // the samples are the right image's
+	}
 	if mutated("checkpoint what is applied") {
 		seq = max(seq, r.applied)
 	}
@@ -327,6 +334,10 @@ func (r *Replica) imageSynced(seq record.Seq, image []Sample) {
 	t := r.table.clone()
 	r.store(Store{Table: &t, Hard: r.hardCopy(), Memory: r.memoryCopy()}, ended)
 }
+
+// believe takes what this server has for its past again: it is replaced, or the
+// operator says so.
+func (r *Replica) believe() { r.forgot, r.hard.Forgot, r.unlike = "", "", false }
 
 // blank reports whether this server has never seen the volume.
 func (r *Replica) blank() bool { return r.hard.State.Epoch.IsZero() }

@@ -38,7 +38,7 @@ func (r *Replica) beginResync(base record.Pos, t Table) {
 	r.warn("resync begins: extents are compared with the master's; this server is not promotable until it ends", "seq", uint64(base.Seq), "master", r.s.master.String())
 	r.beginBehind(base, t)
 	r.hard.Resync = &ResyncMark{Base: base.Seq, High: base.Seq}
-	r.forgot, r.hard.Forgot = "", ""
+	r.believe()
 	r.resy = resync{order: r.resy.order}
 }
 

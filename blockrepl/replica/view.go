@@ -134,7 +134,7 @@ func (r *Replica) condition() (Condition, string, string) {
 		}
 		return Diverged, r.forgot, "blockrepl init " + name + " with --keep, --zero or --from FILE"
 	case r.forgot != "" && len(r.members()) == 1:
-		return Diverged, r.forgot, "put the right data back and restart; or take what is here for the whole: blockrepl promote " + name + " --accept-loss"
+		return Diverged, r.forgot, "put " + r.right() + " back and restart; or take what is here for the whole: blockrepl promote " + name + " --accept-loss"
 	case r.forgot != "" && r.hard.Resync == nil && len(r.hard.State.InSync) == 1 && inSync(&r.hard.State, r.cfg.Self):
 		return Diverged, r.forgot + "; nobody else is in sync",
 			"give it back what it lost; or, to go on without that: blockrepl promote " + name + " --accept-loss"
@@ -158,6 +158,15 @@ func (r *Replica) condition() (Condition, string, string) {
 		return r.candidateCondition(name)
 	}
 	return r.slaveCondition(name)
+}
+
+// right is what would be believed again if the operator put it back. With the image
+// alone a journal would not agree that has noted what it lost.
+func (r *Replica) right() string {
+	if r.unlike {
+		return "the right image"
+	}
+	return "data directory and image of the same moment"
 }
 
 // keeper is a server that holds the volume, zero when none is known.

@@ -170,7 +170,7 @@ func (n *node) start() {
 	saved.Free = n.s.prof.free
 	saved.Forgot = n.markFile.forgot(&saved, &n.journal)
 	if saved.Hard.State.Epoch.IsZero() && n.image.val != [sectorsMax]uint64{} && saved.Forgot == "" {
-		saved.Forgot = "the image has content, and the journal knows nothing of it"
+		saved.Unlike = "the image has content, and the journal knows nothing of it"
 	}
 	n.rep = replica.New(n.config(), saved, n.now())
 	at := saved.Hard.Checkpoint
