@@ -104,7 +104,9 @@ func (r *Replica) initEnd() {
 
 // late reports whether a creation took so long that promises which it counts on may
 // have been taken back: whoever gave one waits for twice this time before it lets an
-// init begin. It is tried anew.
+// init begin. It is tried anew. Where that server's peer_timeout is less than half of
+// ours, only its greeting tells that an init has begun (createSet); if that is lost, the
+// volume begins with a server that does not believe its own image, and waits for it.
 func (c *candidate) late(now Time) bool { return c.kind == creating && !c.alone && now >= c.until }
 
 // initialize makes the volume with this server alone, from what its image holds:
@@ -136,6 +138,9 @@ func (r *Replica) createSet() []wire.Member {
 		}
 		if g == nil || !g.UUID.IsZero() || g.Forgot || p.session == 0 {
 			return nil
+		}
+		if p.greeting == nil || p.greeting.Forgot {
+			return nil // an init has begun there since
 		}
 		set = append(set, wire.Member{ID: p.id, Incarnation: g.Incarnation})
 	}

@@ -85,6 +85,38 @@ func TestResyncBeginsWhenAnInitWasCalledOff(t *testing.T) {
 	}
 }
 
+// Where the creator's peer_timeout is much longer, a promise that it counted on was taken
+// back for an init before it had all: the volume began with a server whose image was
+// being filled, and waited for it until the operator forgot it.
+func TestVolumeIsNotCreatedWithAServerWhoseInitHasBegun(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	a.cfg.PeerTimeout = time.Minute // b and c: 2 s
+	held := true
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Prepare); ok && held && to == s.id {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	c.start("a", "b", "c")
+	c.pass(5 * time.Second)
+	if res := b.command(func(q uint64) Event { return InitStart{ID: q} }); res == nil || res.Err != nil {
+		t.Fatalf("init-start b: %+v", res)
+	}
+	held = false
+	c.pass(40 * time.Second)
+	if !a.r.blank() {
+		t.Fatalf("a has created the volume with %v in sync", names(ids(a.r.hard.State.InSync)))
+	}
+	c.pass(time.Minute)
+	b.mustInit()
+	c.pass(10 * time.Second)
+	for _, n := range c.nodes {
+		n.want(Healthy)
+	}
+}
+
 // A crash ends what fills the image; that its content is nobody's is durable.
 func TestResyncBeginsAfterACrashInTheMiddleOfAnInit(t *testing.T) {
 	c := begunInit(t)
