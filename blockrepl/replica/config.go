@@ -15,7 +15,7 @@ type Config struct {
 	// as long, and it trusts none for longer. Servers may differ in it.
 	PeerTimeout time.Duration
 	// Create is the state that a volume gets when it comes into being: Members,
-	// Size, OnDegraded, Shared, Keep, Name and a UUID drawn for the case that
+	// ascending, Size, OnDegraded, Shared, Keep, Name and a UUID drawn for the case that
 	// this server creates it. Epoch, Master, InSync and Number are ignored.
 	Create wire.State
 	// First is the server that creates the volume when all members are there

@@ -16,8 +16,8 @@ func (r *Replica) mayCreate() {
 		if p.greeting == nil && mutated("create without all members") {
 			continue
 		}
-		if g := p.greeting; g == nil || !g.UUID.IsZero() || g.Forgot || g.Size != r.cfg.Create.Size {
-			return
+		if g := p.greeting; g == nil || !g.UUID.IsZero() || g.Forgot || r.differs(p.id, g.Servers, g.Size) != "" {
+			return // uncreated says why
 		}
 	}
 	r.candidate(&candidate{kind: creating, base: r.unborn()})

@@ -136,8 +136,13 @@ func (r *Replica) closeLink(p *peer, reason string) {
 }
 
 func (r *Replica) linkUp(ev LinkUp) {
+	r.strangers = slices.DeleteFunc(r.strangers, func(s LinkUp) bool { return s.Peer == ev.Peer })
 	p := r.peer(ev.Peer)
 	if p == nil {
+		r.strangers = append(r.strangers, ev)
+		if r.blank() { // it may count us in: it can tell people then that its list is another
+			r.out.Sends = append(r.out.Sends, Send{ev.Peer, ev.Session, r.greeting()})
+		}
 		return
 	}
 	if p.session != 0 {
@@ -156,8 +161,20 @@ func (r *Replica) linkUp(ev LinkUp) {
 }
 
 func (r *Replica) linkDown(ev LinkDown) {
+	r.strangers = slices.DeleteFunc(r.strangers, func(s LinkUp) bool { return s.Session == ev.Session })
 	if p := r.peer(ev.Peer); p != nil && p.session == ev.Session {
 		r.unlink(p, ev.Reason)
+	}
+}
+
+// meet uses the links to servers that turned out to be members after they were linked.
+// What those said meanwhile was dropped, so they are asked to begin anew.
+func (r *Replica) meet() {
+	for _, ev := range slices.Clone(r.strangers) {
+		if p := r.peer(ev.Peer); p != nil {
+			r.linkUp(ev)
+			r.send(p, &wire.Query{})
+		}
 	}
 }
 
@@ -191,6 +208,7 @@ func (r *Replica) greeting() *wire.Greeting {
 		Checkpoint: r.hard.Checkpoint, Applied: r.applied, Committed: r.commit, Role: r.role,
 		Resyncing: r.resyncing(), Forgot: r.forgot != "", SplitBrain: !r.splitBy.IsZero(),
 		Size: r.cfg.Create.Size, Memory: slices.Clone(r.memory), Free: r.free,
+		Servers: creatorFirst(r.cfg.First, r.cfg.Create.Members),
 	}
 }
 

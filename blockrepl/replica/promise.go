@@ -103,8 +103,8 @@ func (r *Replica) refusal(p *peer, q *wire.Prepare) string {
 		return fmt.Sprintf("epoch %v is promised already", r.hard.Promised)
 	case q.Epoch.Counter == r.hard.Promised.Counter && q.Epoch != r.hard.Promised:
 		return fmt.Sprintf("counter %d is taken by %v", q.Epoch.Counter, r.hard.Promised.Server)
-	case r.blank() && q.State.Epoch.IsZero() && q.State.Size != r.cfg.Create.Size:
-		return fmt.Sprintf("the volume has %d bytes there, %d here: make the configurations equal", q.State.Size, r.cfg.Create.Size)
+	case r.blank() && q.State.Epoch.IsZero() && r.differs(p.id, creatorFirst(p.id, q.State.Members), q.State.Size) != "":
+		return "the configurations differ: " + r.differs(p.id, creatorFirst(p.id, q.State.Members), q.State.Size)
 	case r.blank() && q.State.Epoch.IsZero() && r.forgot != "":
 		return "its image has content: " + r.forgot
 	case !r.blank() && q.State.Epoch.IsZero():

@@ -49,6 +49,9 @@ type Replica struct {
 	l lease      // granted to the master, as a slave
 
 	peers []*peer // every other member, ascending by ID
+	// strangers are the open links to servers that are no members as far as is known:
+	// one that our configuration lacks may be a member by the volume's state.
+	strangers []LinkUp
 
 	// The journal.
 	storeID uint64

@@ -4,6 +4,7 @@ import "github.com/blockrepl/blockrepl/blockrepl/wire"
 
 // tick looks at the clock on every role.
 func (r *Replica) tick() {
+	r.meet()
 	r.tickSurvey()
 	switch r.role {
 	case wire.RoleSlave:

@@ -306,19 +306,8 @@ func (r *Replica) candidateCondition(name string) (Condition, string, string) {
 
 func (r *Replica) slaveCondition(name string) (Condition, string, string) {
 	if r.blank() {
-		var missing []record.ServerID
-		for _, p := range r.peers {
-			if p.greeting == nil {
-				missing = append(missing, p.id)
-			}
-		}
-		if len(missing) > 0 {
-			return Suspended, fmt.Sprintf("the volume comes into being when all members are there; missing: %s", names(missing)), ""
-		}
-		if id := r.keeper(); !id.IsZero() {
-			return Suspended, fmt.Sprintf("this data directory has never seen the volume, which exists on %v; its master will copy it here, and says in its status if it waits for something", id), ""
-		}
-		return Suspended, "never seen the volume; waiting for " + r.cfg.First.String(), ""
+		reason, next := r.uncreated(name)
+		return Suspended, reason, next
 	}
 	p := r.peer(r.hard.State.Master)
 	if !r.s.joined || p == nil || p.state == Down {

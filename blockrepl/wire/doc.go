@@ -77,7 +77,7 @@
 //	                  list(epoch) rivals, epoch following, list(start) history,
 //	                  pos last, u64 first, u64 checkpoint, u64 applied, u64 committed,
 //	                  enum role, flag resyncing, flag forgot, flag split-brain, size,
-//	                  list(memory), i64 free
+//	                  list(memory), i64 free, list(server) servers
 //	 2 Prepare        epoch, state, flag resolve, flag loss
 //	 3 Promise        epoch, flag ok, text reason, Greeting
 //	 4 Join           epoch, state, list(start) history, pos match, flag resync,

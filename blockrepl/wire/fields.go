@@ -73,6 +73,7 @@ func (m *Greeting) fields(c *coder) {
 	c.size("size", &m.Size)
 	c.memory(&m.Memory)
 	c.clock("free", &m.Free)
+	list(c, "servers", &m.Servers, MaxServers, 8, func(c *coder, id *record.ServerID) { c.server("server", id) })
 }
 
 func (m *Prepare) fields(c *coder) {

@@ -115,6 +115,9 @@ type Greeting struct {
 	Size        int64 // bytes, from the configuration; for creation
 	Memory      []Memory
 	Free        int64 // journal bytes that may still be reserved
+	// Servers are those of the configuration, the one that creates the volume first;
+	// for creation.
+	Servers []record.ServerID
 }
 
 // Prepare asks for a promise: nothing of an older epoch will be accepted.
