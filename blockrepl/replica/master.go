@@ -85,7 +85,7 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 	}
 	r.setPeers(st.Members)
 	for _, p := range r.peers {
-		p.joined, p.joining, p.admitting, p.lease = false, false, false, 0
+		p.joined, p.joining, p.admitting, p.lease, p.moved = false, false, false, 0, r.now
 		if mutated("count acknowledgements of an old epoch") {
 			p.ackEpoch, p.durable = e, max(p.durable, first.Seq)
 			continue
@@ -159,6 +159,9 @@ func (r *Replica) number(rec *record.Record) {
 func (r *Replica) stream() {
 	for _, p := range r.peers {
 		if p.joined && p.streamed < r.last.Seq {
+			if p.durable >= p.streamed {
+				p.moved = r.now
+			}
 			p.streamed = r.last.Seq
 			p.told = r.commit
 			r.out.Streams = append(r.out.Streams, Stream{To: p.id, Session: p.session, Epoch: r.epoch(), End: r.last.Seq})

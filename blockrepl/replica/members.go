@@ -212,7 +212,7 @@ func (r *Replica) admit() {
 			continue
 		}
 		if !p.admitting {
-			p.admitting, p.ackedAt = true, r.now
+			p.admitting, p.moved = true, r.now
 		}
 		if p.durable >= r.commit && p.durable >= r.m.start {
 			m := wire.Member{ID: p.id, Incarnation: p.incarnation}
@@ -230,7 +230,7 @@ func (r *Replica) admit() {
 // is proposed, it is.
 func (r *Replica) letGo(p *peer) {
 	c := r.m.change
-	if !p.admitting || c != nil && c.grow.ID == p.id || p.durable >= r.last.Seq || r.now.Sub(p.ackedAt) <= r.cfg.PeerTimeout {
+	if !p.admitting || c != nil && c.grow.ID == p.id || p.durable >= r.last.Seq || r.now.Sub(p.moved) <= r.cfg.PeerTimeout {
 		return
 	}
 	p.admitting, p.owes = false, r.last.Seq

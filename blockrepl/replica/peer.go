@@ -62,6 +62,7 @@ type peer struct {
 	applied   record.Seq
 	state0    uint64     // State.Number in the Join
 	streamed  record.Seq // the sender's cursor may go up to here
+	moved     Time       // when durable last grew, or it was last given more than it had, or first waited for
 	resyncing bool
 	admitting bool          // waited for already, not yet in the in-sync set
 	lease     Time          // it will not be promoted before
@@ -72,7 +73,6 @@ type peer struct {
 	// must acknowledge so far before it is waited for again. One whose disk hangs answers
 	// heartbeats, too.
 	owes     record.Seq
-	ackedAt  Time // when it joined, was first waited for, or last acknowledged more
 	vowed    bool // it stopped in order: it will not be promoted before it was joined again
 	free     int64
 	forwards uint64 // Forwards taken in this session
@@ -150,7 +150,7 @@ func (r *Replica) linkUp(ev LinkUp) {
 	}
 	p.session, p.incarnation, p.lastHeard = ev.Session, ev.Incarnation, r.now
 	p.greeting, p.forwards, p.told, p.wants = nil, 0, 0, false
-	p.stale, p.askedAt, p.vowed = false, 0, false
+	p.stale, p.askedAt, p.vowed, p.moved = false, 0, false, r.now
 	p.known = nil
 	if i, ok := r.findMemory(p.id); ok {
 		m := r.memory[i]

@@ -166,7 +166,7 @@ func (r *Replica) onJoined(p *peer, j *wire.Joined) {
 	p.joined, p.refused, p.ackEpoch, p.durable = true, 0, r.epoch(), j.Last.Seq
 	p.free = p.greeting.Free
 	p.greeting.Promised = r.epoch()
-	p.streamed, p.told = r.last.Seq, r.commit
+	p.streamed, p.told, p.moved = r.last.Seq, r.commit, r.now
 	// Not by its state: one that was silent before it answered is Down.
 	p.resyncing = p.copies || p.greeting.Resyncing
 	if mutated("forget a silent slave's resync") {
@@ -208,7 +208,7 @@ func (r *Replica) onAck(p *peer, a *wire.Ack) {
 	p.free, p.resyncing = a.Free, a.Resyncing
 	p.applied = max(p.applied, a.Applied)
 	if a.Durable.Seq > p.durable {
-		p.durable, p.ackedAt = a.Durable.Seq, r.now
+		p.durable, p.moved = a.Durable.Seq, r.now
 		r.remember(p, a.Durable)
 	}
 	r.progressed(p)

@@ -19,6 +19,7 @@ type survey struct {
 	until   Time
 	leads   bool // this server was the master when it was asked
 	handing bool // the old master was asked to step down
+	alive   bool // it answered, and did not
 	epoch   record.Epoch
 	report  *PromoteReport
 }
@@ -375,7 +376,7 @@ func (r *Replica) onHandoverReady(p *peer, m *wire.HandoverReady) {
 		return
 	}
 	if !m.OK {
-		r.endSurvey(fmt.Errorf("%w: the master %v does not hand over: %s", ErrRefused, p.id, m.Reason))
+		r.endSurvey(fmt.Errorf("%w: the master %v does not hand over: %s; see its status; %s", ErrRefused, p.id, m.Reason, r.insteadOfHandover()))
 		return
 	}
 	base := r.hard.State
@@ -394,7 +395,7 @@ func (r *Replica) stand(base wire.State, asserted bool) {
 		r.endSurvey(fmt.Errorf("%w: another promotion is under way", ErrRefused))
 		return
 	}
-	if !asserted && !c.loss && !c.handover {
+	if (!asserted || r.g.alive) && !c.loss && !c.handover {
 		c.wait = r.l.until
 		if mutated("promote under a lease") {
 			c.wait = 0
@@ -427,10 +428,35 @@ func (r *Replica) tickSurvey() {
 		return
 	}
 	if r.g.handing && r.now >= r.g.until {
-		r.endSurvey(fmt.Errorf("%w: the master did not hand over", ErrTimeout))
+		r.notHandedOver()
 		return
 	}
 	r.judgeWhenDone()
+}
+
+// notHandedOver: the old master answers and has not stepped down in time. Its disk
+// hangs, or somebody's whom it waits for.
+//
+// The operator's word that it is dead counts then as if it did not answer: whoever
+// promises fences it, it steps down itself when it reads the Prepare, whatever its disk
+// does, and its reads end with this server's lease, which is waited for. With continue
+// it could instead go on alone, were it cut off from the others in that moment.
+func (r *Replica) notHandedOver() {
+	h, rep := r.hear(), r.g.report
+	if r.g.ask.OldMasterDead && h.base.Epoch == r.g.epoch && h.base.OnDegraded == wire.Suspend && inSync(&h.base, r.cfg.Self) {
+		rep.Graceful, rep.Reason = false, fmt.Sprintf("the master %v answers, but did not hand over", h.base.Master)
+		r.warn("the master answers, but did not hand over; it is taken for dead by the operator's word", "master", h.base.Master.String(), "epoch", r.g.epoch.String())
+		r.g.handing, r.g.alive = false, true
+		r.stand(h.base, true)
+		return
+	}
+	r.endSurvey(fmt.Errorf("%w: the master %v answers, but did not hand over within %v: its disk hangs, or that of a server which its status names; %s",
+		ErrTimeout, r.g.epoch.Server, 3*r.cfg.PeerTimeout, r.insteadOfHandover()))
+}
+
+// insteadOfHandover is what to do about a master that answers and does not hand over.
+func (r *Replica) insteadOfHandover() string {
+	return fmt.Sprintf("if it is the master, stop it or cut it off from the other servers and the clients, then: blockrepl promote %s --old-master-dead", r.cfg.Create.Name)
 }
 
 // onTakeOver is asked by a master that stops: the operator's command counts as given.

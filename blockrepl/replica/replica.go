@@ -56,6 +56,7 @@ type Replica struct {
 	// The journal.
 	storeID uint64
 	storing []storing
+	synced  Time             // when one of storing was last durable, or the first of them was ordered
 	batch   []*record.Record // numbered or received in this Step, not yet in a Store
 
 	// The table of attachments: as applied, as of last, and the records between.

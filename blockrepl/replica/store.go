@@ -59,6 +59,9 @@ func (r *Replica) store(s Store, act func()) {
 func (r *Replica) storeSeq(s Store, seq record.Seq, act func()) {
 	r.storeID++
 	s.ID = r.storeID
+	if len(r.storing) == 0 {
+		r.synced = r.now
+	}
 	r.out.Stores = append(r.out.Stores, s)
 	w := storing{id: s.ID, seq: seq, act: act}
 	if s.Hard != nil {
@@ -92,7 +95,7 @@ func (r *Replica) stored(id uint64) {
 	before := r.durable
 	for len(r.storing) > 0 && r.storing[0].id <= id {
 		s := r.storing[0]
-		r.storing = r.storing[1:]
+		r.storing, r.synced = r.storing[1:], r.now
 		r.durable = max(r.durable, s.seq)
 		if !s.following.IsZero() {
 			r.followed = s.following

@@ -148,6 +148,9 @@ func (r *Replica) condition() (Condition, string, string) {
 	case r.role == wire.RoleSlave && r.crowded() && r.hard.State.Master == r.cfg.Self:
 		return Suspended, fmt.Sprintf("%d masterships began since all members were last in sync, most by restarts of the master; the history of them is nearly full, so none begins by itself any more", len(r.hard.History)),
 			"find out why servers restart, start all members, then: blockrepl promote " + name
+	case r.role != wire.RoleMaster && r.diskHangs() > 0:
+		reason, next := r.diskCondition(name, r.diskHangs())
+		return Suspended, reason, next
 	case r.hard.Resync != nil:
 		return Resyncing, "the image is being compared with the master's and copied where it differs; not promotable until that ends", ""
 	}
@@ -225,10 +228,15 @@ func (r *Replica) stuck(name string) string {
 // backOrForget says what to do about a server that is waited for, with the flag that
 // forget would ask for.
 func (r *Replica) backOrForget(name string, id record.ServerID) string {
+	return r.orForget(fmt.Sprintf("bring %v back", id), name, id)
+}
+
+// orForget is that where something else than to bring it back helps, too.
+func (r *Replica) orForget(help, name string, id record.ServerID) string {
 	if _, force := r.forgetting(id); force {
-		return fmt.Sprintf("bring %v back; or, to go on without it, if it will not be promoted: blockrepl forget %s %v --force", id, name, id)
+		return fmt.Sprintf("%s; or, to go on without it, if it will not be promoted: blockrepl forget %s %v --force", help, name, id)
 	}
-	return fmt.Sprintf("bring %v back, or go on without it: blockrepl forget %s %v", id, name, id)
+	return fmt.Sprintf("%s, or go on without it: blockrepl forget %s %v", help, name, id)
 }
 
 func (r *Replica) masterCondition(name string) (Condition, string, string) {
@@ -242,6 +250,9 @@ func (r *Replica) masterCondition(name string) (Condition, string, string) {
 		}
 		if next == "" {
 			next = r.stuck(name)
+		}
+		if reason, hung := r.hangCondition(name); next == "" && hung != "" {
+			return Suspended, fmt.Sprintf("epoch %v has not begun: %s", r.epoch(), reason), hung
 		}
 		return Suspended, fmt.Sprintf("epoch %v begins when its first record is durable on %s", r.epoch(), r.awaited()), next
 	}
@@ -259,6 +270,9 @@ func (r *Replica) masterCondition(name string) (Condition, string, string) {
 			next += fmt.Sprintf(", or go on without it: blockrepl forget %s %v", name, id)
 		}
 		return Suspended, fmt.Sprintf("no space on %v for more records; clients that write get ENOSPC", id), next
+	}
+	if reason, next := r.hangCondition(name); next != "" {
+		return Suspended, reason, next
 	}
 	for _, p := range r.peers {
 		if !inSync(&r.hard.State, p.id) {
