@@ -36,6 +36,13 @@ func (r *Replica) adopting(set []wire.Member) bool {
 	if from == nil {
 		return false
 	}
+	if contains(c.exclude, from.id) && c.tail == from.id && r.overdue(c.tailing) > 0 {
+		// The operator lets it go, and its records with it. Had it sent them it would be
+		// welcome all the same.
+		c.mute = append(c.mute, from.id)
+		c.tail = record.ServerID{}
+		return true
+	}
 	if from.session == 0 {
 		// It has to take part anyway: a promise without the records is none.
 		c.drop(from.id)
@@ -49,6 +56,7 @@ func (r *Replica) adopting(set []wire.Member) bool {
 	}
 	if c.tail != from.id || r.now >= c.tailAt {
 		if c.tail != from.id {
+			c.tailing = r.now
 			r.note("fetching records that another server holds beyond this journal's end", "peer", from.id.String(), "first", uint64(r.last.Seq+1), "last", uint64(end))
 		}
 		c.tail, c.tailAt = from.id, r.now.Add(r.cfg.PeerTimeout/4)
@@ -77,7 +85,7 @@ func (r *Replica) adopt(p *peer, a *wire.Append) bool {
 		if rec.Origin == r.cfg.Self {
 			r.found(rec)
 		}
-		c.tailAt = r.now.Add(r.cfg.PeerTimeout / 4)
+		c.tailing, c.tailAt = r.now, r.now.Add(r.cfg.PeerTimeout/4)
 		c.give = max(c.give, r.now.Add(r.cfg.PeerTimeout))
 	}
 	return true

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -105,3 +106,85 @@ func TestLongerEndIsWaitedFor(t *testing.T) {
 
 // pos is the record with number seq in n's journal.
 func (n *node) pos(seq record.Seq) record.Pos { return n.look(seq).Pos }
+
+// A master that fetches the longer end of its journal from a server which does not
+// send it (its disk cannot read those records) waited without an end, status named
+// nothing to do, and forget --force of that server changed nothing.
+func TestServerThatDoesNotSendItsLongerEndCanBeForgotten(t *testing.T) {
+	for _, lent := range []bool{false, true} { // by c, which has it too
+		c := three(t, wire.Suspend)
+		a, b := c.node("a"), c.node("b")
+		a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+		a.mustComplete(a.write(a.open("db1", 0), 0, "acknowledged"))
+		want := a.r.last
+		c.pass(time.Second)
+		for _, id := range []string{"a", "b", "c"} {
+			c.kill(id)
+		}
+		c.loseTail(a)
+		if !lent {
+			c.loseTail(c.node("c"))
+		}
+		c.start("b", "c")
+		c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+			if p, ok := m.(*wire.Append); ok && to == a.id && len(p.Records) > 0 {
+				return nil
+			}
+			return []wire.Message{m}
+		}
+		c.start("a")
+		c.pass(time.Minute)
+		if a.r.role == wire.RoleMaster {
+			t.Fatal("a has begun without the longer end")
+		}
+		v := a.r.View(c.now)
+		if !strings.Contains(v.Reason, "b, which has sent none for") || !strings.HasSuffix(v.Next, "blockrepl forget vol0 b --force") {
+			t.Errorf("a waits since a minute; status is %s, %q, next %q", v.State, v.Reason, v.Next)
+		}
+		if lent { // from here on only b does not send
+			c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+				if _, ok := m.(*wire.Request); ok && to == b.id {
+					return nil
+				}
+				return []wire.Message{m}
+			}
+		}
+		if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id, Force: true} }); res == nil || res.Err != nil {
+			t.Fatalf("forget b --force: %+v", res)
+		}
+		c.pass(time.Minute)
+		if a.r.role != wire.RoleMaster || !a.r.m.serving {
+			v := a.r.View(c.now)
+			t.Fatalf("a does not serve; status is %s, %q, next %q", v.State, v.Reason, v.Next)
+		}
+		if got := a.pos(want.Seq) == want; got != lent {
+			t.Errorf("a holds number %d as it was: %v; c has it: %v", want.Seq, got, lent)
+		}
+	}
+}
+
+// One that the operator has let go while it was away is welcome with its longer end.
+func TestForgottenServerThatSendsItsLongerEndIsWelcome(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+	a.mustComplete(a.write(a.open("db1", 0), 0, "acknowledged"))
+	want := a.r.last
+	for _, id := range []string{"a", "b", "c"} {
+		c.kill(id)
+	}
+	c.loseTail(a)
+	c.loseTail(c.node("c"))
+	c.start("a")
+	c.pass(3 * time.Second)
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id, Force: true} }); res == nil || res.Err != nil {
+		t.Fatalf("forget b --force: %+v", res)
+	}
+	c.start("b")
+	c.pass(time.Second)
+	c.start("c")
+	c.pass(3 * time.Second)
+	if !a.r.View(c.now).Serving || a.pos(want.Seq) != want {
+		t.Errorf("a holds %v where %v was acknowledged; %+v", a.pos(want.Seq), want, a.r.View(c.now))
+	}
+}

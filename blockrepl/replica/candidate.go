@@ -33,7 +33,9 @@ type candidate struct {
 	// adopt.go: whose longer journal end is being fetched, when it is asked for again.
 	tail    record.ServerID
 	tailAt  Time
-	ownTail bool // none is fetched any more
+	tailing Time              // since when it has sent nothing
+	mute    []record.ServerID // excluded, and did not send theirs: their promises count for nothing
+	ownTail bool              // none is fetched any more
 }
 
 // pledge is a promise that was given to us.

@@ -158,7 +158,7 @@ func (r *Replica) promoteSet() []wire.Member {
 // state says it has.
 func (r *Replica) counts(id record.ServerID) bool {
 	g := r.c.pledge(id)
-	if g == nil {
+	if g == nil || contains(r.c.mute, id) {
 		return false
 	}
 	m, ok := member(&r.c.base, id)

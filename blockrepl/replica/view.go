@@ -301,6 +301,10 @@ func (r *Replica) candidateCondition(name string) (Condition, string, string) {
 		return Suspended, fmt.Sprintf("epoch %v needs %s, whose past is not what others remember of it", r.c.epoch, names(unbelieved)),
 			fmt.Sprintf("to resync it: blockrepl forget %s %v", name, unbelieved[0])
 	}
+	if d := r.overdue(r.c.tailing); len(silent) == 0 && r.c.kind == restarting && !r.c.tail.IsZero() && d > 0 {
+		return Suspended, fmt.Sprintf("epoch %v begins when the records after number %d have come from %v, which has sent none for %v", r.c.epoch, r.last.Seq, r.c.tail, d),
+			fmt.Sprintf("look at the log of %v and restart it; or, to go on without it, if it will not be promoted, and without records that nobody else has: blockrepl forget %s %v --force", r.c.tail, name, r.c.tail)
+	}
 	if len(silent) == 0 && !r.c.tail.IsZero() {
 		return Suspended, fmt.Sprintf("epoch %v begins when the records after number %d have come from %v", r.c.epoch, r.last.Seq, r.c.tail), ""
 	}
