@@ -284,3 +284,67 @@ func TestSlaveThatLacksManyBytesIsNotWaitedFor(t *testing.T) {
 		n.want(Healthy)
 	}
 }
+
+// A server out of sync pointed to a promotion of itself, which is refused, while
+// another one can be promoted.
+func TestStatusOfAServerOutOfSyncDoesNotNameItsOwnPromotion(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	c.kill("c")
+	c.pass(3 * time.Second)
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: s.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget c: %+v", res)
+	}
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Append); ok && to == s.id {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	c.start("c")
+	c.pass(time.Second)
+	c.kill("a")
+	c.pass(3 * time.Second)
+	v := s.r.View(c.now)
+	if v.State != Suspended || v.Next != "on another server that is in sync (b): blockrepl promote vol0; or start a" {
+		t.Errorf("status of c is %s, %q, next %q", v.State, v.Reason, v.Next)
+	}
+	if v := b.r.View(c.now); v.Next != "start a, or take over here: blockrepl promote vol0" {
+		t.Errorf("status of b is %s, %q, next %q", v.State, v.Reason, v.Next)
+	}
+	if res := s.command(func(n uint64) Event { return Promote{ID: n} }); res == nil || res.Err == nil {
+		t.Errorf("promote c: %+v", res)
+	}
+	if res := b.command(func(n uint64) Event { return Promote{ID: n} }); res == nil || res.Err != nil {
+		t.Errorf("promote b: %+v", res)
+	}
+}
+
+// Where nobody else is in sync it names the one that is.
+func TestStatusOfAServerOutOfSyncNamesTheOnlyOneInSync(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	c.kill("b")
+	c.pass(3 * time.Second)
+	if res := a.command(func(n uint64) Event { return Forget{ID: n, Server: b.id, Force: true} }); res == nil || res.Err != nil {
+		t.Fatalf("forget b: %+v", res)
+	}
+	a.mustComplete(a.write(a.open("db1", 0), 0, "x"))
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Append); ok && to == b.id {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	c.start("b")
+	c.pass(time.Second)
+	c.kill("a")
+	c.pass(3 * time.Second)
+	if v := b.r.View(c.now); !strings.HasPrefix(v.Next, "start a, the only one in sync; or") || !strings.HasSuffix(v.Next, "blockrepl promote vol0 --accept-loss") {
+		t.Errorf("status of b is %s, %q, next %q", v.State, v.Reason, v.Next)
+	}
+}

@@ -338,7 +338,14 @@ func (r *Replica) slaveCondition(name string) (Condition, string, string) {
 		} else {
 			return Suspended, why, "take over here: blockrepl promote " + name
 		}
-		return Suspended, why, fmt.Sprintf("start %v, or take over here: blockrepl promote %s", r.hard.State.Master, name)
+		if inSync(&r.hard.State, r.cfg.Self) {
+			return Suspended, why, fmt.Sprintf("start %v, or take over here: blockrepl promote %s", p.id, name)
+		}
+		why += "; this server is not in sync"
+		if others := r.othersInSync(); len(others) > 0 {
+			return Suspended, why, fmt.Sprintf("on another server that is in sync (%s): blockrepl promote %s; or start %v", names(others), name, p.id)
+		}
+		return Suspended, why, fmt.Sprintf("start %v, the only one in sync; or, if it is gone for good, on the server with the highest number: blockrepl promote %s --accept-loss", p.id, name)
 	}
 	if !inSync(&r.hard.State, r.cfg.Self) {
 		return CatchingUp, fmt.Sprintf("at number %d; not in sync yet", r.last.Seq), ""
