@@ -19,7 +19,6 @@ type survey struct {
 	until   Time
 	leads   bool // this server was the master when it was asked
 	handing bool // the old master was asked to step down
-	alive   bool // it answered, and did not
 	epoch   record.Epoch
 	report  *PromoteReport
 }
@@ -395,7 +394,7 @@ func (r *Replica) stand(base wire.State, asserted bool) {
 		r.endSurvey(fmt.Errorf("%w: another promotion is under way", ErrRefused))
 		return
 	}
-	if (!asserted || r.g.alive) && !c.loss && !c.handover {
+	if !asserted && !c.loss && !c.handover {
 		c.wait = r.l.until
 		if mutated("promote under a lease") {
 			c.wait = 0
@@ -437,17 +436,17 @@ func (r *Replica) tickSurvey() {
 // notHandedOver: the old master answers and has not stepped down in time. Its disk
 // hangs, or somebody's whom it waits for.
 //
-// The operator's word that it is dead counts then as if it did not answer: whoever
-// promises fences it, it steps down itself when it reads the Prepare, whatever its disk
-// does, and its reads end with this server's lease, which is waited for. With continue
-// it could instead go on alone, were it cut off from the others in that moment.
+// By the operator's word that it is dead it counts then as one that does not answer, and
+// no more than that: a majority must promise, which fences it, and the lease that was
+// granted to it is waited for. That word alone is not believed of one that answers.
 func (r *Replica) notHandedOver() {
 	h, rep := r.hear(), r.g.report
-	if r.g.ask.OldMasterDead && h.base.Epoch == r.g.epoch && h.base.OnDegraded == wire.Suspend && inSync(&h.base, r.cfg.Self) {
-		rep.Graceful, rep.Reason = false, fmt.Sprintf("the master %v answers, but did not hand over", h.base.Master)
-		r.warn("the master answers, but did not hand over; it is taken for dead by the operator's word", "master", h.base.Master.String(), "epoch", r.g.epoch.String())
-		r.g.handing, r.g.alive = false, true
-		r.stand(h.base, true)
+	base := &h.base
+	if r.g.ask.OldMasterDead && base.Epoch == r.g.epoch && base.OnDegraded == wire.Suspend && len(base.Members) > 2 && inSync(base, r.cfg.Self) {
+		rep.Graceful, rep.Reason = false, fmt.Sprintf("the master %v answers, but did not hand over", base.Master)
+		r.warn("the master answers, but did not hand over; it is taken for silent by the operator's word", "master", base.Master.String(), "epoch", r.g.epoch.String())
+		r.g.handing = false
+		r.stand(*base, false)
 		return
 	}
 	r.endSurvey(fmt.Errorf("%w: the master %v answers, but did not hand over within %v: its disk hangs, or that of a server which its status names; %s",
