@@ -153,6 +153,8 @@ func (a *applier) step(from, to record.Seq) (last record.Seq, bytes int64, faile
 	if err != nil {
 		return 0, 0, &failure{"journal", fmt.Errorf("read record %d to apply it: %w", from, err)}
 	}
+	all := recs
+	recs = recs[:fits(recs, applyBytes)]
 	last = recs[len(recs)-1].Seq
 	a.applying.Store(uint64(last))
 	a.changes, a.plain = a.changes[:0], a.plain[:0]
@@ -181,9 +183,27 @@ func (a *applier) step(from, to record.Seq) (last record.Seq, bytes int64, faile
 	if err := a.flush(); err != nil {
 		return 0, 0, err
 	}
-	clear(recs)
-	a.recs = recs
+	clear(all)
+	a.recs = all
+	if cap(a.plain) > applyBytes {
+		a.plain = nil // a large write's: a server may have a thousand volumes
+	}
 	return last, bytes, nil
+}
+
+// fits is how many of the records write at most plainMax bytes together, at least
+// one. What compresses well is small in the journal, and may be any size here.
+func fits(recs []*record.Record, plainMax int64) int {
+	n := int64(0)
+	for i, rec := range recs {
+		if rec.Kind == record.KindWrite {
+			n += rec.Length
+		}
+		if i > 0 && n > plainMax {
+			return i
+		}
+	}
+	return len(recs)
 }
 
 // payload decompresses into scratch that lives until the changes are flushed. A

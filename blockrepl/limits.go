@@ -42,7 +42,8 @@ const (
 	ringShareMin = 256 << 10
 
 	// applyBytes and applyRecords bound one call of the image, so that Applied
-	// comes often and scratch memory stays small. A single larger record goes alone.
+	// comes often and scratch memory stays small: encoded bytes and plain ones. A
+	// single larger record goes alone.
 	applyBytes   = 4 << 20
 	applyRecords = 512
 	// checkpointBytes and checkpointEvery: the image is fsynced when either has

@@ -11,7 +11,7 @@ import (
 // The floor: the lowest number anyone still needs. Below it records go.
 
 // keptBytes knows how many bytes of records lie above a number, to within
-// keptStep records or keptStepBytes (never too few).
+// keptStep records or keptStepBytes (never too few, but below its first sample).
 type keptBytes struct {
 	total   int64
 	samples []keptSample // ascending by seq
@@ -106,6 +106,13 @@ func (k *keptBytes) cut(last record.Seq) {
 		k.total = end.total
 	} else if k.total > end.total {
 		k.samples = append(k.samples, keptSample{last, k.total})
+	}
+}
+
+// trimPlain lets go of what nobody asks of the plain bytes any more, in strides.
+func (r *Replica) trimPlain() {
+	if r.applied >= r.plain.samples[0].seq+trimStep {
+		r.plain.trim(r.applied)
 	}
 }
 

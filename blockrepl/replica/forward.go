@@ -311,7 +311,7 @@ func (r *Replica) cutFound(n, kept int) {
 
 // lagging reports whether the image is too far behind to answer for seq.
 func (r *Replica) lagging(seq record.Seq) bool {
-	return seq > r.applied+applyLagRecords || r.kept.above(r.applied)-r.kept.above(seq) > applyLagBytes
+	return seq > r.applied+applyLagRecords || r.plain.above(r.applied)-r.plain.above(seq) > applyLagBytes
 }
 
 // onRefuse hears that a forwarded change will never be numbered.

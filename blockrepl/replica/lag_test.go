@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -84,10 +85,10 @@ func TestAnswersWaitForAnImageThatIsFarBehind(t *testing.T) {
 func TestAnswersWaitForALargeWriteToReachTheImage(t *testing.T) {
 	var k keptBytes
 	k.reset(0)
-	r := &Replica{kept: k}
+	r := &Replica{plain: k}
 	const size = 1 << 20
 	for seq := record.Seq(1); seq <= 64; seq++ {
-		r.kept.add(seq, size)
+		r.plain.add(seq, size)
 	}
 	for seq, want := range map[record.Seq]bool{1: false, applyLagBytes / size: false, applyLagBytes/size + 2: true, 64: true} {
 		if got := r.lagging(seq); got != want {
@@ -98,6 +99,25 @@ func TestAnswersWaitForALargeWriteToReachTheImage(t *testing.T) {
 	if r.lagging(64) {
 		t.Error("4 MiB behind counts as too far")
 	}
+}
+
+// What compresses well was counted as it lies in the journal: reads waited for any
+// number of bytes on their way to the image.
+func TestAnswersWaitForWhatCompressesWellToReachTheImage(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a := c.node("a")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "first"))
+	a.still = true
+	same := strings.Repeat("a", 1<<20)
+	for range applyLagBytes>>20 - 1 {
+		a.mustComplete(a.write(conn, 0, same))
+	}
+	a.write(conn, 0, same) // perhaps; the count is not exact
+	op := a.write(conn, 0, same)
+	a.mustWait(op)
+	a.catchUp()
+	a.mustComplete(op)
 }
 
 // An attachment that begins while older writes are under way is not granted early.

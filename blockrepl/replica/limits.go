@@ -30,7 +30,8 @@ const (
 	// further changes wait.
 	tailMax = 64 << 20
 	// applyLagRecords and applyLagBytes bound what a master has answered and its
-	// image does not hold yet: reads wait for that. Beyond it answers wait as well.
+	// image does not hold yet, uncompressed: reads wait for that. Beyond it answers
+	// wait as well.
 	applyLagRecords = 1024
 	applyLagBytes   = 8 << 20
 	// SpaceReserve is what the master leaves free on every in-sync server, in

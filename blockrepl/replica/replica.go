@@ -82,6 +82,7 @@ type Replica struct {
 	stopTo   record.ServerID // who was asked to take over then
 	trimmed  record.Seq
 	kept     keptBytes
+	plain    keptBytes // likewise, of what records write into the image, uncompressed
 }
 
 // New makes the replica of a server that has just started.
@@ -136,6 +137,7 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 	r.redo = redo{pending: !r.blank(), held: saved.Last.Seq}
 	r.kept.reset(r.first - 1)
 	r.kept.found(r.last.Seq, saved.Bytes)
+	r.plain.reset(r.last.Seq) // what is above the checkpoint is applied before this server serves
 	return r
 }
 
@@ -309,6 +311,7 @@ func (r *Replica) onApplied(seq record.Seq) {
 		return
 	}
 	r.applied = seq
+	r.trimPlain()
 	for len(r.marks) > 0 && r.marks[0].Seq <= seq {
 		r.table.apply(r.marks[0], r.hard.State.Shared)
 		r.marks = r.marks[1:]

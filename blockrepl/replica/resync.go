@@ -54,6 +54,7 @@ func (r *Replica) beginBehind(base record.Pos, t Table) {
 	r.commit, r.applied, r.applyTo = base.Seq, base.Seq, base.Seq
 	r.sums = newSums(base, []uint64{base.Sum})
 	r.kept.reset(base.Seq)
+	r.plain.reset(base.Seq)
 	r.marks = nil
 	r.table = t
 	r.renumberTable()

@@ -30,6 +30,7 @@ func (r *Replica) push(rec *record.Record) {
 	r.sums.need = r.durable // a greeting names it, however long the disk takes
 	r.sums.push(rec.Sum)
 	r.kept.add(rec.Seq, int64(len(rec.Raw)))
+	r.plain.add(rec.Seq, rec.PlainBytes())
 	r.batch = append(r.batch, rec)
 	if changesTable(rec.Kind) {
 		r.marks = append(r.marks, rec)
@@ -123,6 +124,7 @@ func (r *Replica) cutTo(to record.Pos) {
 	}
 	r.sums.cut(to)
 	r.kept.cut(to.Seq)
+	r.plain.cut(to.Seq)
 	for len(r.marks) > 0 && r.marks[len(r.marks)-1].Seq > to.Seq {
 		r.marks = r.marks[:len(r.marks)-1]
 	}

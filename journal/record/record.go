@@ -300,6 +300,15 @@ func (h *Header) Pos() Pos { return Pos{h.Seq, h.Sum} }
 // Kind.ChangesImage.
 func (h *Header) Extent() Extent { return Extent{h.Offset, h.Offset + h.Length} }
 
+// PlainBytes is what the record writes into the image, in bytes, uncompressed: zeroes
+// that stay allocated too, trims not.
+func (h *Header) PlainBytes() int64 {
+	if h.Kind == KindWrite || h.Kind == KindZero {
+		return h.Length
+	}
+	return 0
+}
+
 // Record is one update: its header, and the bytes that journal and wire carry.
 // A sealed record may be read by any number of goroutines at once.
 //
