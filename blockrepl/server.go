@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -62,7 +63,7 @@ func NewServer(o Options) (*Server, error) {
 	s := &Server{opt: o, byName: map[string]*Volume{}, byTag: map[uint64]*Volume{}, stopped: make(chan struct{}),
 		copyings: make(chan struct{}, resyncTogether)}
 	s.ring = newRingBudget(o.RingBytes, len(o.Volumes))
-	s.space = &spaceWatch{s: s, last: map[*Volume]int64{}, rooms: map[*Volume]image.Room{}}
+	s.space = &spaceWatch{s: s, last: map[*Volume]replica.Space{}, rooms: map[*Volume]image.Room{}}
 	return s, nil
 }
 

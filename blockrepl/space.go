@@ -9,6 +9,8 @@ import (
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 // Comes from: the file systems below journal and images. Does: looks now and then
@@ -32,7 +34,7 @@ type spaceWatch struct {
 
 	mu sync.Mutex // guards what follows, per volume
 	// last is what was told to each volume.
-	last map[*Volume]int64
+	last map[*Volume]replica.Space
 	// rooms is what each image was last known to take still.
 	rooms map[*Volume]image.Room
 }
@@ -54,19 +56,25 @@ func (w *spaceWatch) run(ctx context.Context) {
 func (w *spaceWatch) look() {
 	byDir := map[string]int64{}
 	for _, v := range w.s.volumes {
-		free := w.freeOf(v, byDir)
+		// Before the look: what is applied meanwhile may be in it or not.
+		at := record.Seq(v.app.applied.Load())
+		free, room := w.freeOf(v, byDir)
+		now := replica.Space{Free: free, Image: wire.Room{Bytes: room, At: at}}
 		w.mu.Lock()
 		old, told := w.last[v]
-		news := !told || free-old >= spaceStep || old-free >= spaceStep
+		// Each number counts against the room until a look has seen what it took.
+		news := !told || now.Image.At != old.Image.At || far(free, old.Free) || far(room, old.Image.Bytes)
 		if news {
-			w.last[v] = free
+			w.last[v] = now
 		}
 		w.mu.Unlock()
 		if news {
-			v.in.post(replica.Space{Free: free})
+			v.in.post(now)
 		}
 	}
 }
+
+func far(a, b int64) bool { return a-b >= spaceStep || b-a >= spaceStep }
 
 // dirOf is the directory in which an image lies, not that of a link to it. What does
 // not lie on the host is taken by its name.
@@ -78,13 +86,20 @@ func dirOf(path string) string {
 }
 
 // free is how many bytes a volume may still promise now.
-func (w *spaceWatch) free(v *Volume) int64 { return w.freeOf(v, map[string]int64{}) }
+func (w *spaceWatch) free(v *Volume) int64 {
+	free, _ := w.freeOf(v, map[string]int64{})
+	return free
+}
 
-// freeOf asks each file system once; byDir holds the answers of this look.
-func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) int64 {
-	free := w.s.journal.Free()
+// boundless is the room of an image that asks for none, in bytes.
+const boundless = math.MaxInt64 / 4
+
+// freeOf is free, and how much of that the image may take, uncompressed. It asks each
+// file system once; byDir holds the answers of this look.
+func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) (free, room int64) {
+	free = w.s.journal.Free()
 	if v.img.Device() {
-		return max(1, free) // all of it is allocated
+		return max(1, free), boundless // all of it is allocated
 	}
 	dir := v.imageDir
 	n, asked := byDir[dir]
@@ -92,14 +107,18 @@ func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) int64 {
 		var err error
 		if n, err = w.s.opt.Files.Free(dir); err != nil {
 			v.logr.Debug("free space not known", "dir", dir, "err", err)
-			n = math.MaxInt64 / 4
+			n = boundless
 		}
 		byDir[dir] = n
 	}
-	room, reserve := w.reserve(v)
-	v.img.KeepBlocks(room.Left == 0 && reserve < imageReserve && n < keepBelow)
+	still, reserve := w.reserve(v)
+	v.img.KeepBlocks(still.Left == 0 && reserve < imageReserve && n < keepBelow)
+	room = n - reserve
+	if still.Left == 0 && still.Spare == 0 {
+		room = boundless // it is only written to
+	}
 	// One byte is as good as none; zero means unknown in a peer's eyes.
-	return max(1, min(free, n-reserve))
+	return max(1, min(free, n-reserve)), max(1, room)
 }
 
 // reserve is what must stay free below a volume's image, and what the image may still

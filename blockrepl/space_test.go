@@ -122,3 +122,64 @@ func TestAllocatedImageNeedsNoReserve(t *testing.T) {
 	free.Store(replica.SpaceReserve + testSize + 1<<20)
 	c.await(0, "taken again", func(VolumeStatus) bool { return cl.change(OpWrite, 0, one, 0) == nil })
 }
+
+// Space was reserved for an image by a record's encoded bytes. Of what compresses well
+// far more was committed than the image's file system could take before anybody looked at
+// it again: instead of ENOSPC for the client every server left the volume, and none
+// came back before there was room.
+func TestFullImageRefusesWhatCompressesWell(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512m"); err != nil {
+		t.Skipf("needs a small file system: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	c := newCluster(t, 1, nil)
+	c.volume.Size, c.volume.Image = 2<<30, filepath.Join(dir, "vol0")
+	c.start(0)
+	cl := c.connect(0, "client")
+	one := bytes.Repeat([]byte{0xff}, 4<<20)
+	var next, refused atomic.Int64
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for {
+				off := next.Add(int64(len(one))) - int64(len(one))
+				if off >= c.volume.Size {
+					return
+				}
+				err := cl.change(OpWrite, off, one, 0)
+				if errors.Is(err, syscall.ENOSPC) {
+					refused.Add(1)
+					return
+				}
+				if err != nil {
+					t.Errorf("write at %d MiB, to a file system of 512: %v, want ENOSPC", off>>20, err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	if st := c.status(0); st.State == StateFailed || refused.Load() == 0 {
+		t.Errorf("the volume is %s, %d writes were refused: %s", st.State, refused.Load(), st.Reason)
+	}
+	c.kill(0)
+	s, err := NewServer(c.options(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.servers[0] = s
+	st := c.await(0, "all applied, or failed", func(s VolumeStatus) bool { return s.Applied == s.Last && s.Last > 0 || s.State == StateFailed })
+	if st.State == StateFailed {
+		t.Errorf("after a restart the volume is %s: %s", st.State, st.Reason)
+	}
+	cl = c.connectAs(0, ClientInfo{Identity: "client", Takeover: true})
+	cl.wantRead(0, one)
+}

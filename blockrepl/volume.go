@@ -115,7 +115,8 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 	if err := v.openImage(&saved, &expect); err != nil {
 		return nil, err
 	}
-	saved.Free = s.space.free(v)
+	saved.Image.At = saved.Hard.Checkpoint
+	saved.Free, saved.Image.Bytes = s.space.freeOf(v, map[string]int64{})
 	members := sortedIDs(opt.Servers)
 	cfg := replica.Config{
 		Self: s.opt.ID, Incarnation: s.id.Incarnation, PeerTimeout: s.opt.PeerTimeout,

@@ -54,4 +54,6 @@ type Saved struct {
 	Bytes int64
 	// Free is how many journal and image bytes may still be promised.
 	Free int64
+	// Image is what of them the image may take.
+	Image wire.Room
 }

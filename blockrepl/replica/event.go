@@ -91,8 +91,12 @@ type Failed struct {
 	Err  error
 }
 
-// Space: how many journal and image bytes may still be promised here.
-type Space struct{ Free int64 }
+// Space: how many journal and image bytes may still be promised here, and what the
+// image may take of them uncompressed.
+type Space struct {
+	Free  int64
+	Image wire.Room
+}
 
 // ResyncProgress: every extent below Offset is copied and fsynced in the image;
 // none of them was read at the master beyond Applied.

@@ -111,8 +111,12 @@ func (k *keptBytes) cut(last record.Seq) {
 
 // trimPlain lets go of what nobody asks of the plain bytes any more, in strides.
 func (r *Replica) trimPlain() {
-	if r.applied >= r.plain.samples[0].seq+trimStep {
-		r.plain.trim(r.applied)
+	low := r.applied
+	for at := range r.rooms() {
+		low = min(low, at.At)
+	}
+	if low >= r.plain.samples[0].seq+trimStep {
+		r.plain.trim(low)
 	}
 }
 

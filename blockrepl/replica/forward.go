@@ -3,6 +3,7 @@ package replica
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 
@@ -137,9 +138,14 @@ func (r *Replica) onForward(p *peer, f *wire.Forward) {
 	r.m.early = append(r.m.early, early{p.id, p.session, f})
 }
 
-// numberForward numbers a slave's changes.
+// numberForward numbers a slave's changes, those that must wait later.
 func (r *Replica) numberForward(p *peer, f *wire.Forward) {
-	for _, rec := range f.Records {
+	for i, rec := range f.Records {
+		if i > 0 && !r.numbering() {
+			rest := &wire.Forward{Epoch: f.Epoch, Index: f.Index, Records: f.Records[i:]}
+			r.m.early = slices.Insert(r.m.early, 0, early{p.id, p.session, rest})
+			return
+		}
 		if rec.Origin != p.id {
 			r.closeLink(p, fmt.Sprintf("it forwards a change of %v", rec.Origin))
 			return
@@ -216,6 +222,43 @@ func (r *Replica) cramped(n int64) record.ServerID {
 		}
 	}
 	return record.ServerID{}
+}
+
+// rooms gives what is known of the images of the in-sync servers.
+func (r *Replica) rooms() iter.Seq[wire.Room] {
+	return func(yield func(wire.Room) bool) {
+		if r.image.Bytes > 0 && !yield(r.image) {
+			return
+		}
+		for _, p := range r.peers {
+			if p.joined && p.image.Bytes > 0 && inSync(&r.hard.State, p.id) && !yield(p.image) {
+				return
+			}
+		}
+	}
+}
+
+// imagesMayFill reports whether what is numbered might fill an in-sync server's image: its
+// bytes are counted uncompressed and as if none were allocated yet, from where that
+// image was when its room was looked at. This is a reason to wait and none to refuse:
+// with the next look it is known what they took, and room decides by that. Where all
+// is looked at, one change may go however large it is: SpaceReserve, and what the
+// server keeps free beyond, must take it.
+func (r *Replica) imagesMayFill() bool {
+	for at := range r.rooms() {
+		if n := r.onWay(at.At); n > 0 && at.Bytes >= SpaceReserve && at.Bytes-n < SpaceReserve {
+			return true
+		}
+	}
+	return false
+}
+
+// onWay is what records above seq write into an image, in bytes.
+func (r *Replica) onWay(seq record.Seq) int64 {
+	if seq >= r.last.Seq {
+		return 0
+	}
+	return r.plain.above(seq)
 }
 
 // found notes that a change of ours has a number: it came back in the stream.
@@ -420,7 +463,7 @@ func (r *Replica) forwardAgain() {
 func (r *Replica) routeHeld() {
 	held := r.f.held
 	r.f.held, r.f.out = nil, nil // what did not leave over an older link is among sent
-	if r.numbering() {
+	if r.inService() {
 		r.numberEarly()
 		r.again(r.older(allLinks))
 	}

@@ -136,3 +136,74 @@ func TestAttachmentIsGrantedWhenApplied(t *testing.T) {
 	a.catchUp()
 	a.mustComplete(op)
 }
+
+// What was numbered was held against an image's room as it lies in the journal: of what
+// compresses well far more was numbered than the image could take.
+func TestWritesWaitForAnImageThatTheyMightFill(t *testing.T) {
+	for _, who := range []string{"a", "b"} {
+		c := three(t, wire.Suspend)
+		a, n := c.node("a"), c.node(who)
+		conn := a.open("db1", 0)
+		a.mustComplete(a.write(conn, 0, "first"))
+		look := func() {
+			n.step(Space{Free: 1 << 40, Image: wire.Room{Bytes: SpaceReserve + 3<<20, At: n.r.applied}})
+			c.pass(time.Second)
+		}
+		look()
+		n.still = true
+		same := strings.Repeat("a", 1<<20)
+		var ops []*Op
+		for range 8 {
+			ops = append(ops, a.write(conn, 0, same))
+		}
+		first := a.r.last.Seq
+		if got := first - ops[0].seq + 1; got < 3 || got > 5 {
+			t.Errorf("%d writes of 1 MiB were numbered into room for 3 on %s", got, who)
+		}
+		for range 2 {
+			n.catchUp()
+			n.still = true
+			c.pass(time.Second)
+		}
+		if a.r.last.Seq != first {
+			t.Errorf("numbers went on from %d to %d before anybody looked at the room again", first, a.r.last.Seq)
+		}
+		n.still = false
+		for range 8 {
+			look()
+		}
+		for _, op := range ops {
+			a.mustComplete(op)
+		}
+	}
+}
+
+// A slave's frame may hold many writes: it is no way around the bound, and none is lost.
+func TestForwardIsNumberedAsFarAsTheImagesHaveRoom(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, b := c.node("a"), c.node("b")
+	conn := b.open("db1", 0)
+	b.mustComplete(b.write(conn, 0, "first"))
+	a.step(Space{Free: 1 << 40, Image: wire.Room{Bytes: SpaceReserve + 1<<20, At: a.r.applied}})
+	before := a.r.last.Seq
+	same := []byte(strings.Repeat("a", 1<<20))
+	var ops []*Op
+	for range 8 {
+		ops = append(ops, &Op{Conn: conn, Rec: record.NewWrite(0, same)})
+	}
+	b.step(Submit{ops})
+	c.run()
+	if n := a.r.last.Seq - before; n < 1 || n > 3 {
+		t.Errorf("%d of 8 writes were numbered at once, room was for 1", n)
+	}
+	for range 8 {
+		a.step(Space{Free: 1 << 40, Image: wire.Room{Bytes: SpaceReserve + 1<<20, At: a.r.applied}})
+		c.pass(time.Second)
+	}
+	for i, op := range ops {
+		b.mustComplete(op)
+		if i > 0 && op.seq != ops[i-1].seq+1 {
+			t.Errorf("write %d has number %d, the one before %d", i, op.seq, ops[i-1].seq)
+		}
+	}
+}

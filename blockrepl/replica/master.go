@@ -136,12 +136,17 @@ func (r *Replica) advanceMaster() {
 	r.serveAsks()
 }
 
+// inService reports whether this master takes its clients' changes.
+func (r *Replica) inService() bool {
+	return r.role == wire.RoleMaster && r.m.serving && r.m.leaving == nil
+}
+
 // numbering reports whether a client's change may get a number now. What is not
 // committed is bounded: while an in-sync server is away further changes wait, so
-// that those which their clients give up do not fill the journals.
+// that those which their clients give up do not fill the journals. So is what is not
+// in the images, by their room.
 func (r *Replica) numbering() bool {
-	return r.role == wire.RoleMaster && r.m.serving && r.m.leaving == nil &&
-		(r.commit == r.last.Seq || r.kept.above(r.commit) < tailMax)
+	return r.inService() && (r.commit == r.last.Seq || r.kept.above(r.commit) < tailMax) && !r.imagesMayFill()
 }
 
 // number gives the next number to a draft. The caller has checked it.

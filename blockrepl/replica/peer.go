@@ -75,6 +75,7 @@ type peer struct {
 	owes     record.Seq
 	vowed    bool // it stopped in order: it will not be promoted before it was joined again
 	free     int64
+	image    wire.Room
 	forwards uint64 // Forwards taken in this session
 	told     record.Seq
 	wants    bool // has clients or reads waiting: tell it commit numbers at once

@@ -164,7 +164,7 @@ func (r *Replica) onJoined(p *peer, j *wire.Joined) {
 		return
 	}
 	p.joined, p.refused, p.ackEpoch, p.durable = true, 0, r.epoch(), j.Last.Seq
-	p.free = p.greeting.Free
+	p.free, p.image = p.greeting.Free, wire.Room{} // until its first answer
 	p.greeting.Promised = r.epoch()
 	p.streamed, p.told, p.moved = r.last.Seq, r.commit, r.now
 	// Not by its state: one that was silent before it answered is Down.
@@ -205,7 +205,7 @@ func (r *Replica) onAck(p *peer, a *wire.Ack) {
 		r.closeLink(p, fmt.Sprintf("its record %d has sum %016x, ours %016x", a.Durable.Seq, a.Durable.Sum, sum))
 		return
 	}
-	p.free, p.resyncing = a.Free, a.Resyncing
+	p.free, p.image, p.resyncing = a.Free, a.Image, a.Resyncing
 	p.applied = max(p.applied, a.Applied)
 	if a.Durable.Seq > p.durable {
 		p.durable, p.moved = a.Durable.Seq, r.now

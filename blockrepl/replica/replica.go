@@ -29,6 +29,7 @@ type Replica struct {
 	applied  record.Seq
 	sums     sums
 	free     int64
+	image    wire.Room
 
 	role   wire.Role
 	reason string // of RoleFailed
@@ -90,7 +91,7 @@ func New(cfg Config, saved Saved, now Time) *Replica {
 	r := &Replica{
 		cfg: cfg, now: now, born: now,
 		hard: saved.Hard, first: saved.First, last: saved.Last, durable: saved.Last.Seq,
-		free: saved.Free, forgot: saved.Forgot, role: wire.RoleSlave,
+		free: saved.Free, image: saved.Image, forgot: saved.Forgot, role: wire.RoleSlave,
 		sums: newSums(saved.Last, saved.Sums), memory: saved.Memory,
 		counters: map[string]uint64{}, trimmed: max(saved.First, 1) - 1,
 	}
@@ -188,7 +189,8 @@ func (r *Replica) take(ev Event) {
 	case Looked:
 		r.looked(ev)
 	case Space:
-		r.free = ev.Free
+		r.free, r.image = ev.Free, ev.Image
+		r.trimPlain()
 	case LinkUp:
 		r.linkUp(ev)
 	case LinkDown:

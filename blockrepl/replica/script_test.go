@@ -191,7 +191,7 @@ func (s *script) command(line string) {
 		s.reads[s.ids] = arg(1)
 		s.node(arg(0)).step(Read{s.ids})
 	case "space":
-		s.node(arg(0)).step(Space{s.number(arg(1))})
+		s.node(arg(0)).step(Space{Free: s.number(arg(1))})
 	case "lose":
 		n := s.node(arg(0))
 		n.log = n.log[:record.Seq(s.number(arg(1)))-n.base.Seq]

@@ -372,7 +372,7 @@ func (r *Replica) ack() *wire.Ack {
 	return &wire.Ack{
 		Epoch: r.hard.Following, Incarnation: r.cfg.Incarnation,
 		Durable: record.Pos{Seq: r.ackable(), Sum: sum}, Applied: r.applied,
-		Free: r.free, Resyncing: r.resyncing(),
+		Free: r.free, Image: r.image, Resyncing: r.resyncing(),
 	}
 }
 

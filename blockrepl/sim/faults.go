@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
 )
 
 // fault is the kind of a fault or of an operator's act.
@@ -152,7 +153,11 @@ func (s *Sim) inflict(f fault, n *node) {
 		s.at(2*long, event{what: evUndo, n: n.i, a: uint64(f), b: uint64(n.run)})
 	case fNoSpace:
 		s.hit(f, n)
-		n.post(replica.Space{Free: int64(r.IntN(1 << 10))})
+		if k := r.IntN(1 << 10); k%2 == 0 {
+			n.post(replica.Space{Free: int64(k)})
+		} else { // the image has little room, and nobody looks at it again
+			n.post(replica.Space{Free: s.prof.free, Image: wire.Room{Bytes: replica.SpaceReserve + int64(k), At: n.app.applied}})
+		}
 		s.at(long, event{what: evUndo, n: n.i, a: uint64(f), b: uint64(n.run)})
 	case fReplace, fOldCopy, fLoseTail:
 		s.loseData(f, n)

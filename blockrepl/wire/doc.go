@@ -85,7 +85,7 @@
 //	 5 Joined         epoch, flag ok, text reason, pos last, flag resync
 //	 6 Append         epoch, u64 commit, u64 floor, u32 count; records
 //	 7 Ack            epoch, uuid incarnation, pos durable, u64 applied, i64 free,
-//	                  flag resyncing
+//	                  i64 image-room, u64 image-at, flag resyncing
 //	 8 Request        epoch, u64 from, u64 to
 //	 9 Heartbeat      epoch, i64 sent-at, u64 last, u64 commit, u64 floor
 //	10 HeartbeatAck   Ack, i64 sent-at, flag ok, i64 lease

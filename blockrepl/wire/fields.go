@@ -122,6 +122,8 @@ func (m *Ack) fields(c *coder) {
 	c.pos("durable", &m.Durable)
 	c.seq("applied", &m.Applied)
 	c.clock("free", &m.Free)
+	c.clock("image room", &m.Image.Bytes)
+	c.seq("image at", &m.Image.At)
 	c.flag("resyncing", &m.Resyncing)
 }
 

@@ -176,7 +176,15 @@ type Ack struct {
 	Durable     record.Pos
 	Applied     record.Seq
 	Free        int64 // journal bytes that may still be reserved
+	Image       Room
 	Resyncing   bool
+}
+
+// Room is how many bytes, uncompressed, a server's image may still take for records
+// above At. Zero bytes: not known.
+type Room struct {
+	Bytes int64
+	At    record.Seq
 }
 
 // Request asks for the records From..To again.
