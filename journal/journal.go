@@ -34,9 +34,10 @@ type Journal struct {
 	abandoned bool // pebble panicked; guarded by apply
 	failure   atomic.Pointer[error]
 
-	closed atomic.Bool
-	mu     sync.Mutex // guards logs; no I/O under it except opening a log
-	logs   map[record.VolumeID]*Log
+	readers readers
+	closed  atomic.Bool
+	mu      sync.Mutex // guards logs; no I/O under it except opening a log
+	logs    map[record.VolumeID]*Log
 
 	janitor janitor
 }
@@ -260,8 +261,14 @@ func (j *Journal) DropVolume(v record.VolumeID) error {
 // file system without the reserve. It is a look at the present, not a reservation.
 func (j *Journal) Free() int64 { return j.space.free() }
 
-// DiskBytes is what the database occupies on disk now, in bytes.
-func (j *Journal) DiskBytes() int64 { return int64(j.db.Metrics().DiskSpaceUsage()) }
+// DiskBytes is what the database occupies on disk now, in bytes; 0 when it is closed.
+func (j *Journal) DiskBytes() int64 {
+	if j.readers.enter() != nil {
+		return 0
+	}
+	defer j.readers.leave()
+	return int64(j.db.Metrics().DiskSpaceUsage())
+}
 
 // Err is nil while the journal works, and wraps ErrFailed from the first failed
 // write or sync on.
@@ -272,12 +279,14 @@ func (j *Journal) Err() error {
 	return nil
 }
 
-// Close syncs what was written, ends all goroutines and releases the directory. No
-// other method may run or be called after it. A second Close does nothing.
+// Close syncs what was written, ends all goroutines and releases the directory. It
+// waits for reads that are under way, not for what their fn does; later ones get
+// ErrClosed. Nothing else may run or be called after it. A second Close does nothing.
 func (j *Journal) Close() error {
 	if j.closed.Swap(true) {
 		return nil
 	}
+	j.readers.close()
 	j.mu.Lock()
 	logs := j.logs
 	j.logs = nil
@@ -334,6 +343,10 @@ func (j *Journal) scan(prefix []byte, fn func(k, v []byte) error) error {
 	if err := j.usable(); err != nil {
 		return err
 	}
+	if err := j.readers.enter(); err != nil {
+		return err
+	}
+	defer j.readers.leave()
 	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
 	if err != nil {
 		return err

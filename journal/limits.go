@@ -58,6 +58,12 @@ const (
 	// readBytesMax bounds one Read, in bytes, whatever the caller asks for.
 	readBytesMax = 64 << 20
 
+	// aheadMin and aheadMax bound what Read takes from the database before it calls
+	// fn, in bytes, and so what an fn that has enough throws away: it doubles from
+	// one to the other.
+	aheadMin = 64 << 10
+	aheadMax = 1 << 20
+
 	// reportMax bounds the damages listed by Verify and by the opening of a log.
 	reportMax = 100
 

@@ -95,6 +95,10 @@ func (l *Log) Meta(key string) (value []byte, ok bool, err error) {
 	if err := l.j.usable(); err != nil {
 		return nil, false, err
 	}
+	if err := l.j.readers.enter(); err != nil {
+		return nil, false, err
+	}
+	defer l.j.readers.leave()
 	v, closer, err := l.j.db.Get(nameKey(keyMeta, l.v, key))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, false, nil

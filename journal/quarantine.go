@@ -56,6 +56,10 @@ func (l *Log) quarantine(name string) (*quarantineInfo, error) {
 	if err := l.j.usable(); err != nil {
 		return nil, err
 	}
+	if err := l.j.readers.enter(); err != nil {
+		return nil, err
+	}
+	defer l.j.readers.leave()
 	b, closer, err := l.j.db.Get(nameKey(keyQuarantine, l.v, name))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, fmt.Errorf("quarantine %q of volume %s: %w", name, l.v, ErrNoQuarantine)

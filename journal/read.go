@@ -87,6 +87,10 @@ func (l *Log) get(seq record.Seq) (*record.Record, uint64, error) {
 }
 
 func (j *Journal) getRecord(v record.VolumeID, segment uint32, seq record.Seq) (*record.Record, uint64, error) {
+	if err := j.readers.enter(); err != nil {
+		return nil, 0, err
+	}
+	defer j.readers.leave()
 	value, closer, err := j.db.Get(recordKey(v, segment, seq))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, 0, &CorruptError{v, seq, ErrMissing}
@@ -141,6 +145,10 @@ func (l *Log) place(seq record.Seq) (p place, err error) {
 	l.mu.RLock()
 	id := l.state.segmentOf(seq)
 	l.mu.RUnlock()
+	if err := l.j.readers.enter(); err != nil {
+		return p, err
+	}
+	defer l.j.readers.leave()
 	value, closer, err := l.j.db.Get(recordKey(l.v, id, seq))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return p, &CorruptError{l.v, seq, ErrMissing}
@@ -200,6 +208,9 @@ type cursor struct {
 	prev *record.Pos // of next-1; nil: not known
 	left int         // bytes
 	fn   func(*record.Record) error
+
+	ahead      []*record.Record // read, not given yet
+	aheadBytes int              // what the last collect might read
 }
 
 // run gives the records of one range, first by an iterator. Where that meets
@@ -224,38 +235,64 @@ func (c *cursor) run(r keyRange) error {
 	return nil
 }
 
-func (c *cursor) iterate(r keyRange) (err error) {
-	lo, hi := r.bounds(c.l.v)
-	it, err := c.l.j.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
-	if err != nil {
-		return readError(c.l.v, c.next, err)
-	}
-	defer func() {
-		if e := it.Close(); err == nil && e != nil {
-			err = readError(c.l.v, c.next, e)
-		}
-	}()
-	for ok := it.First(); ok && c.left > 0; ok = it.Next() {
-		if _, seq, good := parseRecordKey(it.Key()); !good || seq != c.next {
-			return &CorruptError{c.l.v, c.next, ErrMissing}
-		}
-		value, err := it.ValueAndErr()
-		if err != nil {
-			return readError(c.l.v, c.next, err)
-		}
-		rec, _, err := decodeValue(c.l.v, c.next, value)
-		if err == nil {
-			err = c.give(rec)
+func (c *cursor) iterate(r keyRange) error {
+	for c.left > 0 && c.next <= r.Last {
+		err := c.collect(keyRange{r.Segment, c.next, r.Last})
+		for i, rec := range c.ahead {
+			c.ahead[i] = nil
+			if e := c.give(rec); e != nil {
+				return e
+			}
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if err := it.Error(); err != nil {
-		return readError(c.l.v, c.next, err)
+	return nil
+}
+
+// collect reads some records into c.ahead, and holds nothing of the database when it
+// returns: an iterator keeps what is trimmed on disk, and Close from its end, for as
+// long as fn likes.
+func (c *cursor) collect(r keyRange) (err error) {
+	c.ahead = c.ahead[:0]
+	if err := c.l.j.readers.enter(); err != nil {
+		return err
 	}
-	if c.left > 0 && c.next <= r.Last {
-		return &CorruptError{c.l.v, c.next, ErrMissing}
+	defer c.l.j.readers.leave()
+	next := r.First
+	lo, hi := r.bounds(c.l.v)
+	it, err := c.l.j.db.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: hi})
+	if err != nil {
+		return readError(c.l.v, next, err)
+	}
+	defer func() {
+		if e := it.Close(); err == nil && e != nil {
+			err = readError(c.l.v, next, e)
+		}
+	}()
+	c.aheadBytes = min(max(2*c.aheadBytes, aheadMin), aheadMax)
+	left := min(c.left, c.aheadBytes)
+	for ok := it.First(); ok && left > 0; ok = it.Next() {
+		if _, seq, good := parseRecordKey(it.Key()); !good || seq != next {
+			return &CorruptError{c.l.v, next, ErrMissing}
+		}
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return readError(c.l.v, next, err)
+		}
+		rec, _, err := decodeValue(c.l.v, next, value)
+		if err != nil {
+			return err
+		}
+		c.ahead = append(c.ahead, rec)
+		next, left = next+1, left-len(rec.Raw)
+	}
+	if err := it.Error(); err != nil {
+		return readError(c.l.v, next, err)
+	}
+	if left > 0 && next <= r.Last {
+		return &CorruptError{c.l.v, next, ErrMissing}
 	}
 	return nil
 }
@@ -265,10 +302,10 @@ func (c *cursor) give(rec *record.Record) error {
 	if c.prev != nil && rec.Prev != c.prev.Sum {
 		return &CorruptError{c.l.v, rec.Seq, fmt.Errorf("%w: prev is %016x, record %d has sum %016x", record.ErrCorrupt, rec.Prev, c.prev.Seq, c.prev.Sum)}
 	}
+	pos, n := rec.Pos(), len(rec.Raw) // before fn, which may free it
 	if err := c.fn(rec); err != nil {
 		return err
 	}
-	pos := rec.Pos()
-	c.prev, c.next, c.left = &pos, rec.Seq+1, c.left-len(rec.Raw)
+	c.prev, c.next, c.left = &pos, pos.Seq+1, c.left-n
 	return nil
 }

@@ -53,6 +53,9 @@ func (l *Log) Verify(ctx context.Context, progress func(record.Seq)) (Report, er
 			return rep, fmt.Errorf("verify journal of volume %s at record %d: %w", l.v, seq, err)
 		}
 		next, err := l.Read(seq, last.Seq, 1<<20, func(r *record.Record) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			if prev.Seq == r.Seq-1 && prev.Sum != r.Prev {
 				rep.note(&CorruptError{l.v, r.Seq, fmt.Errorf("%w: prev is %016x, record %d has sum %016x", record.ErrCorrupt, r.Prev, prev.Seq, prev.Sum)})
 			} else {
