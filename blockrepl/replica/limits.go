@@ -18,6 +18,13 @@ const (
 	// entriesMax bounds the attachment table: beyond it the oldest detached
 	// identities are forgotten, and what they still have under way is discarded.
 	entriesMax = 4096
+	// tableBytesMax bounds it as JSON, in bytes, likewise: the saved state must fit a
+	// value of the journal. 4096 names of 128 letters do.
+	tableBytesMax = 1<<20 - 64
+	// entryBytes is what an entry takes beside its identity at most, escapeBytes what a
+	// byte of that does.
+	entryBytes  = 120
+	escapeBytes = 6
 	// identityMax bounds an identity's length in bytes; longer ones are cut.
 	identityMax = 256
 	// liveLag is how many records a slave may lack to count as Live and to be

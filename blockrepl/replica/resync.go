@@ -78,8 +78,8 @@ func decodeTable(b []byte) (Table, error) {
 	if err := json.Unmarshal(b, &t); err != nil {
 		return t, fmt.Errorf("attachment table: %w", err)
 	}
-	if len(t.Entries) > entriesMax || t.Size < 0 {
-		return t, fmt.Errorf("attachment table of %d entries, size %d", len(t.Entries), t.Size)
+	if !t.fits() || t.Size < 0 {
+		return t, fmt.Errorf("attachment table of %d entries in %d bytes, size %d", len(t.Entries), t.size(), t.Size)
 	}
 	slices.SortFunc(t.Entries, func(a, b Entry) int { return cmp.Compare(a.Identity, b.Identity) })
 	return t, nil

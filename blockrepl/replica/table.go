@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -16,6 +17,7 @@ type Table struct {
 	AsOf    record.Seq
 	Size    int64   // bytes
 	Entries []Entry // ascending by Identity
+	bytes   int     // size of Entries; 0: not counted yet
 }
 
 // Entry is one client identity's newest attachment.
@@ -53,7 +55,7 @@ func decodeMark(r *record.Record) (mark, error) {
 		return m, fmt.Errorf("mark record %d: %w", r.Seq, err)
 	}
 	if len(m.Identity) > identityMax {
-		m.Identity = m.Identity[:identityMax]
+		m.Identity = strings.ToValidUTF8(m.Identity[:identityMax], "") // else it would change on its way through JSON
 	}
 	return m, nil
 }
@@ -128,10 +130,37 @@ func (t *Table) apply(r *record.Record, shared bool) {
 		t.Entries[i] = e
 		return
 	}
+	t.bytes = t.size() - entryBytes + e.size()
 	t.Entries = slices.Insert(t.Entries, i, e)
-	if len(t.Entries) > entriesMax {
+	for !t.fits() {
 		t.forgetOldest()
 	}
+}
+
+// fits reports whether the table is within its bounds.
+func (t *Table) fits() bool { return len(t.Entries) <= entriesMax && t.size() <= tableBytesMax }
+
+// size is at least what the table takes as JSON, in bytes. It is counted and not asked
+// of the encoder: all servers must forget the same identities, whatever built them.
+func (t *Table) size() int {
+	if t.bytes == 0 {
+		for i := range t.Entries {
+			t.bytes += t.Entries[i].size()
+		}
+	}
+	return entryBytes + t.bytes
+}
+
+func (e *Entry) size() int {
+	n := entryBytes
+	for _, c := range []byte(e.Identity) {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			n += escapeBytes
+		} else {
+			n++
+		}
+	}
+	return n
 }
 
 // forgetOldest drops the detached identity with the lowest generation, or the
@@ -148,5 +177,6 @@ func (t *Table) forgetOldest() {
 			oldest = i
 		}
 	}
+	t.bytes = t.size() - entryBytes - t.Entries[oldest].size()
 	t.Entries = slices.Delete(t.Entries, oldest, oldest+1)
 }
