@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +22,7 @@ type Options struct {
 	// or device.
 	Size int64
 	// Create makes the file, sparse, where nothing is at Path, or an empty file,
-	// as a crash of Create leaves it.
+	// as a crash of Create leaves it; where MayCreate has no objection.
 	Create bool
 	// OnCreate, when set, is called before Create makes a file; its error is Open's.
 	OnCreate func() error
@@ -83,6 +84,38 @@ func (im *Image) openPath(o *Options) error {
 	return fmt.Errorf("is a %s: must be a regular file or a block device", st.Mode().Type())
 }
 
+// MayCreate says why no file may be made at path, nil when it may: what lies among the
+// devices is the host's memory, and gone with the next boot. The name is that of a
+// device that is not there. /dev/shm is another file system.
+func MayCreate(path string) error {
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	if to, err := os.Readlink(path); err == nil { // to nothing: through a loop nothing is missing
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(dir, to)
+		}
+		return MayCreate(to)
+	}
+	for { // a missing directory may be one of a device mapper's
+		real, err := filepath.EvalSymlinks(dir)
+		if err == nil {
+			dir = real
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) || dir == "/" {
+			return nil // whoever makes the file will say what is wrong
+		}
+		dir = filepath.Dir(dir)
+	}
+	var dev, at unix.Stat_t
+	if dir != "/dev" && !strings.HasPrefix(dir, "/dev/") || unix.Stat("/dev", &dev) != nil || unix.Stat(dir, &at) != nil || dev.Dev != at.Dev {
+		return nil
+	}
+	return fmt.Errorf("%w: no device %s, and no file is made below /dev, where the next boot would lose it: attach or activate the device, or correct the name", fs.ErrNotExist, path)
+}
+
 // createFile makes the file under its lock and removes it if that fails halfway.
 func (im *Image) createFile(o *Options) (err error) {
 	if err := o.onCreate(); err != nil {
@@ -110,8 +143,8 @@ func (im *Image) createFile(o *Options) (err error) {
 }
 
 func (o *Options) onCreate() error {
-	if o.OnCreate == nil {
-		return nil
+	if err := MayCreate(o.Path); err != nil || o.OnCreate == nil {
+		return err
 	}
 	return o.OnCreate()
 }

@@ -329,3 +329,54 @@ func TestWhoWantsToKnowIsAskedBeforeAFileIsMade(t *testing.T) {
 		}
 	}
 }
+
+// A device that is not there (not attached, not activated yet, or mistyped) was made: a
+// file in the memory of the host, under the device's name. Everything was healthy, the
+// records were trimmed behind its fsync, and the next boot had none of it.
+func TestMissingDeviceIsNotMadeAFile(t *testing.T) {
+	name := fmt.Sprintf("blockrepl-test-%d", os.Getpid())
+	path := filepath.Join("/dev", name)
+	f, err := os.Create(path)
+	if err != nil {
+		t.Skipf("needs a writable /dev: %v", err)
+	}
+	f.Close()
+	t.Cleanup(func() { os.Remove(path) })
+	links := t.TempDir()
+	if err := os.Symlink("/dev", filepath.Join(links, "dev")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(path, filepath.Join(links, "disk")); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(path string) {
+		t.Helper()
+		asked := false
+		im, err := Open(Options{Path: path, Size: 1 << 20, Create: true, OnCreate: func() error { asked = true; return nil }})
+		if err == nil {
+			im.Close()
+		}
+		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(fmt.Sprint(err), "attach or activate the device") || asked {
+			t.Errorf("open %s: %v, asked to create %v", path, err, asked)
+		}
+	}
+	refused(path) // an empty file, which counts as none
+	os.Remove(path)
+	refused(path)
+	refused(filepath.Join("/dev", name+"-vg", "lv"))
+	refused(filepath.Join(links, "dev", name))
+	refused(filepath.Join(links, "disk"))
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is there: %v", path, err)
+	}
+}
+
+func TestFileOfAMemoryFileSystemBelowDevIsMade(t *testing.T) {
+	var dev, shm unix.Stat_t
+	if unix.Stat("/dev", &dev) != nil || unix.Stat("/dev/shm", &shm) != nil || dev.Dev == shm.Dev {
+		t.Skip("needs /dev/shm as a file system of its own")
+	}
+	if err := MayCreate(fmt.Sprintf("/dev/shm/blockrepl-test-%d/image", os.Getpid())); err != nil {
+		t.Error(err)
+	}
+}

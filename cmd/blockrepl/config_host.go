@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/blockrepl/blockrepl/blockrepl"
+	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"golang.org/x/sys/unix"
 )
 
@@ -98,6 +99,9 @@ func checkImage(v VolumeConfig) error {
 	st, err := os.Stat(v.Image)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		if err := image.MayCreate(v.Image); err != nil {
+			return fmt.Errorf("volume %q: image: %w", v.Name, err)
+		}
 		return checkWritableDir(fmt.Sprintf("volume %q: image", v.Name), filepath.Dir(v.Image))
 	case err != nil:
 		return fmt.Errorf("volume %q: image: %w", v.Name, err)
