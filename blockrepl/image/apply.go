@@ -45,7 +45,7 @@ func (im *Image) Apply(changes []Change) error {
 		}
 	}
 	for rest := changes; len(rest) > 0; {
-		n := groupLen(rest)
+		n := groupLen(rest, im.cheapZero())
 		if err := im.applyGroup(rest[:n]); err != nil {
 			if isNoSpace(err) {
 				im.torn = torn{first: changes[0], left: max(len(changes), im.torn.left)}
@@ -85,12 +85,19 @@ func (im *Image) mend(n int) {
 	}
 }
 
+// cheapZero reports whether long zeroes are not written but only noted.
+func (im *Image) cheapZero() bool {
+	d, ok := im.disk.(*file)
+	return ok && d.punches && !(d.keeps.Load() && d.noZero)
+}
+
 // groupLen is how many of the changes go under one taking of stripes: at least one.
-func groupLen(changes []Change) int {
+// Zeroes count like writes where the disk may have to write them.
+func groupLen(changes []Change, cheapZero bool) int {
 	bytes := int64(0)
 	for i := range changes {
-		if changes[i].Kind == record.KindWrite {
-			bytes += changes[i].Len
+		if c := &changes[i]; c.Kind == record.KindWrite || !cheapZero || c.Len < zeroByWriting {
+			bytes += c.Len
 		}
 		if i > 0 && (bytes > groupBytes || i == groupChanges) {
 			return i

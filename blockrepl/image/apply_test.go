@@ -182,15 +182,17 @@ func TestGroupsAreBounded(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		changes []Change
-		want    int
+		cheap   int // where zeroes need not be written
+		written int
 	}{
-		{"one that is larger", []Change{big, small}, 1},
-		{"one before a larger", []Change{small, small, big}, 2},
-		{"many", many, groupChanges},
-		{"zeroes of any length", []Change{zero(0, 1<<50), zero(0, 1<<50), small}, 3},
+		{"one that is larger", []Change{big, small}, 1, 1},
+		{"one before a larger", []Change{small, small, big}, 2, 2},
+		{"many", many, groupChanges, groupChanges},
+		{"zeroes of any length", []Change{zero(0, 1<<50), zero(0, 1<<50), small}, 3, 1},
+		{"short zeroes", slices.Repeat([]Change{zero(0, zeroByWriting-1)}, groupChanges), groupBytes / zeroByWriting, groupBytes / zeroByWriting},
 	} {
-		if got := groupLen(c.changes); got != c.want {
-			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		if cheap, written := groupLen(c.changes, true), groupLen(c.changes, false); cheap != c.cheap || written != c.written {
+			t.Errorf("%s: %d, and %d where zeroes are written; want %d and %d", c.name, cheap, written, c.cheap, c.written)
 		}
 	}
 }
