@@ -91,6 +91,13 @@ func (im *Image) cheapZero() bool {
 	return ok && d.punches && !(d.keeps.Load() && d.noZero)
 }
 
+// forgetTorn lets reads in although not all changes were made again.
+func (im *Image) forgetTorn() {
+	im.changing.Lock()
+	defer im.changing.Unlock()
+	im.mend(im.torn.left)
+}
+
 // groupLen is how many of the changes go under one taking of stripes: at least one.
 // Zeroes count like writes where the disk may have to write them.
 func groupLen(changes []Change, cheapZero bool) int {

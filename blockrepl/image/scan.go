@@ -135,8 +135,10 @@ func (im *Image) readPiece(op string, p []byte, off int64) (hole bool, err error
 // ZeroAll makes the whole image read as zeroes, durably: for a volume that is
 // created on what held something else. progress, which may be nil, hears how far
 // it came, in bytes. It stops with ctx's error between two steps. No one may
-// read or apply meanwhile and expect sense.
+// read or apply meanwhile and expect sense. Changes that were torn by ErrNoSpace
+// need not be applied again: nothing is left of them.
 func (im *Image) ZeroAll(ctx context.Context, progress func(done, size int64)) error {
+	im.forgetTorn()
 	size := im.Size()
 	for off := int64(0); off < size; {
 		if err := ctx.Err(); err != nil {
