@@ -1,6 +1,7 @@
 package blockrepl
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -31,7 +33,8 @@ import (
 // is written, so that a torn write leaves the other. Little-endian:
 //
 //	 0  u32  magic        'B' 'R' 'M' and the version, 1
-//	 4  u32  count        entries, at most 1000
+//	 4  u32  count        entries, at most 1000: of volumes that are gone no longer
+//	                      than there is room
 //	 8  u64  generation   the higher valid one counts
 //	16  count x 64 bytes, ascending by volume:
 //	      0  [16]  volume          uuid
@@ -63,6 +66,10 @@ type marks struct {
 
 	mu    sync.Mutex
 	byVol map[record.VolumeID]mark
+	// used orders volumes by when they were last asked for or set; 0: not since the
+	// start, so no volume of this server any more.
+	used  map[record.VolumeID]uint64
+	uses  uint64
 	dirty bool
 	gen   uint64
 	wake  chan struct{} // capacity 1
@@ -71,7 +78,7 @@ type marks struct {
 // openMarks reads the marks or makes the file.
 func openMarks(o *Options) (*marks, error) {
 	path := filepath.Join(o.DataDir, "marks")
-	m := &marks{log: o.Logger, byVol: map[record.VolumeID]mark{}, wake: make(chan struct{}, 1)}
+	m := &marks{log: o.Logger, byVol: map[record.VolumeID]mark{}, used: map[record.VolumeID]uint64{}, wake: make(chan struct{}, 1)}
 	f, err := o.Files.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, m.create(o, path)
@@ -124,7 +131,13 @@ func (m *marks) create(o *Options, path string) error {
 func (m *marks) get(v record.VolumeID) mark {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.useLocked(v)
 	return m.byVol[v]
+}
+
+func (m *marks) useLocked(v record.VolumeID) {
+	m.uses++
+	m.used[v] = m.uses
 }
 
 // set notes what is durable in the journal. It does no I/O. Within one epoch a
@@ -133,6 +146,7 @@ func (m *marks) get(v record.VolumeID) mark {
 // proof with its first fsync.
 func (m *marks) set(v record.VolumeID, k mark, lower bool) {
 	m.mu.Lock()
+	m.useLocked(v)
 	old := m.byVol[v]
 	if k.following == old.following && k.durable.Seq < old.durable.Seq && !lower {
 		k.durable = old.durable
@@ -153,6 +167,7 @@ func (m *marks) drop(v record.VolumeID) {
 	m.mu.Lock()
 	_, had := m.byVol[v]
 	delete(m.byVol, v)
+	delete(m.used, v)
 	m.dirty = m.dirty || had
 	m.mu.Unlock()
 	if had {
@@ -207,8 +222,12 @@ func (m *marks) write() error {
 	m.dirty = false
 	m.gen++
 	gen := m.gen
+	gone := m.makeRoomLocked()
 	b := encodeMarks(gen, m.byVol)
 	m.mu.Unlock()
+	for _, v := range gone {
+		m.log.Warn("marks file is full; what this server once held of a volume is known to its peers only", "volume", v.String())
+	}
 
 	_, err := m.file.WriteAt(b, int64(gen%2)*markSlot)
 	if err == nil {
@@ -224,6 +243,23 @@ func (m *marks) write() error {
 	return nil
 }
 
+// makeRoomLocked forgets what the file has no room for: marks of volumes that this
+// server does not have any more, those before that were not used for longest.
+func (m *marks) makeRoomLocked() (gone []record.VolumeID) {
+	if len(m.byVol) <= volumesMax {
+		return nil
+	}
+	vols := slices.SortedFunc(maps.Keys(m.byVol), func(a, b record.VolumeID) int {
+		return cmp.Or(cmp.Compare(m.used[a], m.used[b]), bytes.Compare(a[:], b[:]))
+	})
+	gone = vols[:len(vols)-volumesMax]
+	for _, v := range gone {
+		delete(m.byVol, v)
+		delete(m.used, v)
+	}
+	return gone
+}
+
 func (m *marks) close() error { return m.file.Close() }
 
 func encodeMarks(gen uint64, byVol map[record.VolumeID]mark) []byte {
@@ -232,7 +268,6 @@ func encodeMarks(gen uint64, byVol map[record.VolumeID]mark) []byte {
 		vols = append(vols, v)
 	}
 	slices.SortFunc(vols, func(a, b record.VolumeID) int { return cmp.Compare(string(a[:]), string(b[:])) })
-	vols = vols[:min(len(vols), volumesMax)]
 	le := binary.LittleEndian
 	b := make([]byte, 0, markHead+len(vols)*markSize+8)
 	b = le.AppendUint32(b, marksMagic)

@@ -2,6 +2,7 @@ package blockrepl
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"os"
@@ -475,5 +476,56 @@ func TestInitFromWhatIsNoDiskIsRefused(t *testing.T) {
 	}
 	if b, err := os.ReadFile(c.imagePath(0)); err != nil || !bytes.Equal(b, precious) {
 		t.Errorf("the image was changed: %q, %v", b[:8], err)
+	}
+}
+
+// The marks file has room for a thousand volumes, and nothing took out those that the
+// configuration no longer names. From the thousand and first on it lost marks by the
+// order of their ids, without a word: also those of volumes in use.
+func TestMarksOfVolumesThatAreGoneMakeRoom(t *testing.T) {
+	o := Options{DataDir: t.TempDir(), Files: osFiles{}, Logger: slog.New(slog.DiscardHandler)}
+	m, err := openMarks(&o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := func() {
+		t.Helper()
+		if err := errors.Join(m.write(), m.close()); err != nil {
+			t.Fatal(err)
+		}
+		if m, err = openMarks(&o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nth := func(i uint32) (v record.VolumeID) {
+		binary.BigEndian.PutUint32(v[:], i)
+		return v
+	}
+	live := record.VolumeID{0xff}
+	k := mark{durable: record.Pos{Seq: 7, Sum: 8}}
+	for i := range uint32(volumesMax) { // one after the other, over the years
+		m.set(nth(i+1), k, false)
+	}
+	m.set(live, k, false)
+	again()
+	if got := m.get(live); got != k {
+		t.Errorf("the mark of the volume in use is %+v, want %+v", got, k)
+	}
+	// The volumes of a server that has just started are those that were asked for.
+	idle := nth(2)
+	if got := m.get(idle); got != k {
+		t.Fatalf("the mark of the oldest that fits is %+v, want %+v", got, k)
+	}
+	m.set(nth(volumesMax+1), k, false)
+	again()
+	defer func() {
+		if err := m.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for v, want := range map[record.VolumeID]mark{idle: k, live: k, nth(volumesMax + 1): k, nth(1): {}, nth(3): {}, nth(4): k} {
+		if got := m.get(v); got != want {
+			t.Errorf("the mark of %v is %+v, want %+v", v, got, want)
+		}
 	}
 }
