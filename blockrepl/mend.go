@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
@@ -24,6 +25,7 @@ type mender struct {
 
 	mu      sync.Mutex
 	waiting map[record.Seq]chan *record.Record // capacity 1
+	begun   map[record.Seq]bool                // in the background
 	mended  uint64
 }
 
@@ -31,11 +33,14 @@ func (m *mender) init(v *Volume) {
 	m.v = v
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.waiting = map[record.Seq]chan *record.Record{}
+	m.begun = map[record.Seq]bool{}
 }
 
 // stop ends what is under way; nothing begins after it.
 func (m *mender) stop() {
-	m.cancel()
+	m.mu.Lock()
+	m.cancel() // under mu: begin starts nothing while Wait is under way
+	m.mu.Unlock()
 	m.wg.Wait()
 }
 
@@ -61,12 +66,37 @@ func (m *mender) mend(err error) bool {
 }
 
 // begin mends in the background, for a reader that cannot wait: the writer of the
-// link over which the answer would have to come.
-func (m *mender) begin(err error) {
+// link over which the answer would have to come. Then the records are streamed on; or
+// the state machine is told that they cannot be, where no other server has what is
+// missing, or where the disk gives nothing that could be replaced. seq is where the
+// reading began.
+func (m *mender) begin(seq record.Seq, err error) {
 	var c *journal.CorruptError
-	if m.ctx.Err() == nil && errors.As(err, &c) {
-		m.wg.Go(func() { m.mend(err) })
+	if errors.As(err, &c) {
+		seq = c.Seq
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ctx.Err() != nil || m.begun[seq] {
+		return
+	}
+	m.begun[seq] = true
+	m.wg.Go(func() {
+		mended := m.mend(err)
+		if c == nil {
+			sleep(m.ctx, mendAgain) // a disk that fails is not asked again at once
+		}
+		m.mu.Lock()
+		delete(m.begun, seq) // before those who wait go on
+		m.mu.Unlock()
+		switch {
+		case mended:
+			m.v.s.links.restream(m.v)
+		case m.ctx.Err() == nil:
+			m.v.logr.Error("journal record cannot be read and was not mended", "seq", seq, "err", err)
+			m.v.in.post(replica.Unreadable{Seq: seq})
+		}
+	})
 }
 
 // fetchRun asks one server for a record and for the damaged ones behind it: a bad

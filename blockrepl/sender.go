@@ -269,9 +269,12 @@ func (l *link) addFrame(w *wire.Writer, c *cursor, at cursor, recs []*record.Rec
 	if errors.Is(err, journal.ErrNotYet) {
 		return recs, nil // the journal waits for space; restream goes on
 	}
-	if err != nil {
-		at.v.mender.begin(err)
+	if errors.Is(err, journal.ErrTrimmed) {
 		return recs, fmt.Errorf("read records from %d to send them: %w", at.next, err)
+	}
+	if err != nil {
+		at.v.mender.begin(at.next, fmt.Errorf("read records from %d to send them: %w", at.next, err))
+		return recs, nil // restream goes on, or the state machine ends this stream
 	}
 	commit, floor := record.Seq(at.v.commit.Load()), record.Seq(at.v.floor.Load())
 	// The loop publishes a new epoch before its commit number and before it touches

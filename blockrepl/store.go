@@ -168,7 +168,7 @@ func (v *Volume) trim(upto record.Seq) {
 	switch {
 	case err == nil:
 	case errors.As(err, &c):
-		v.mender.begin(err)
+		v.mender.begin(upto, err)
 	default:
 		v.dead = true
 		v.fail("journal", fmt.Errorf("trim through %d: %w", upto, err))

@@ -51,6 +51,7 @@ type node struct {
 	unlike   string
 	aside    []*record.Record
 	cursors  map[uint64]record.Seq // of the senders, by session
+	bad      record.Seq            // this record of log cannot be read to be sent
 }
 
 func newCluster(t *testing.T, n int, policy wire.OnDegraded) *cluster {
@@ -334,6 +335,10 @@ func (n *node) stream(s Stream) {
 		}
 		for _, rec := range n.log {
 			if rec.Seq >= n.cursors[s.Session] && rec.Seq <= s.End {
+				if rec.Seq == n.bad {
+					n.step(Unreadable{rec.Seq})
+					return
+				}
 				a.Records = append(a.Records, rec)
 			}
 		}

@@ -85,6 +85,10 @@ type Looked struct {
 	OK  bool
 }
 
+// Unreadable: record Seq cannot be read from this journal to be sent, and no other
+// server has given it. Its end, above what is applied, may be read again later.
+type Unreadable struct{ Seq record.Seq }
+
 // Failed: journal or image failed; final until a restart.
 type Failed struct {
 	What string // "journal" or "image"
@@ -171,6 +175,7 @@ func (Stored) event()         {}
 func (Applied) event()        {}
 func (ImageSynced) event()    {}
 func (Looked) event()         {}
+func (Unreadable) event()     {}
 func (Failed) event()         {}
 func (Space) event()          {}
 func (ResyncProgress) event() {}

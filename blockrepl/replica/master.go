@@ -28,6 +28,9 @@ type master struct {
 	// leaseFrom: answers to heartbeats sent before it give no lease (a handover that
 	// was offered and not used: the other may have begun to serve).
 	leaseFrom Time
+	// unreadable is the highest number of which the journal could not give the record,
+	// though the image holds it: to who joins, none through it is kept.
+	unreadable record.Seq
 }
 
 // handover is a master that steps down for To.

@@ -52,6 +52,9 @@ func (r *Replica) join(p *peer) {
 	case at+1 < r.first:
 		r.joinResync(p, fmt.Sprintf("records from %d are no longer kept", at+1))
 		return
+	case at < r.m.unreadable:
+		r.joinResync(p, fmt.Sprintf("record %d cannot be read in this server's journal, and no other server has it", r.m.unreadable))
+		return
 	case g.First > at+1 && g.Last.Seq > at:
 		r.joinResync(p, fmt.Sprintf("its journal begins at %d, above the last common number %d", g.First, at))
 		return
@@ -245,6 +248,29 @@ func (r *Replica) onRequest(p *peer, q *wire.Request) {
 	}
 	r.count("requests_served", 1)
 	r.out.Streams = append(r.out.Streams, Stream{To: p.id, Session: p.session, Epoch: r.epoch(), From: q.From, End: r.last.Seq})
+}
+
+// unreadable ends the streams that would need the record. What the image holds is
+// taken for no longer kept by who joins, so that those who lack it get it with the
+// image. A record above that is all there is of it: whoever needs it waits, and it is
+// tried again with a later link.
+func (r *Replica) unreadable(seq record.Seq) {
+	why := fmt.Sprintf("record %d cannot be read in the journal of %v, and no other server has it", seq, r.cfg.Self)
+	if r.role != wire.RoleMaster {
+		if p := r.peer(r.hard.Promised.Server); p != nil && r.hard.Promised != r.hard.Following {
+			r.closeLink(p, why) // a tail was lent
+		}
+		return
+	}
+	if seq <= r.applied {
+		r.m.unreadable = max(r.m.unreadable, seq)
+	}
+	for _, p := range r.peers {
+		if p.joined && p.durable < seq {
+			r.warn("the stream to a server ends at a record that cannot be read", "peer", p.id.String(), "seq", uint64(seq), "applied", uint64(r.applied))
+			r.closeLink(p, why)
+		}
+	}
 }
 
 // missing: a peer has no link or is silent. What that means for the in-sync set

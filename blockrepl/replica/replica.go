@@ -188,6 +188,8 @@ func (r *Replica) take(ev Event) {
 		r.imageSynced(ev.Seq, ev.Image)
 	case Looked:
 		r.looked(ev)
+	case Unreadable:
+		r.unreadable(ev.Seq)
 	case Space:
 		r.free, r.image = ev.Free, ev.Image
 		r.trimPlain()
