@@ -125,7 +125,7 @@ func (a *answerer) narrow(err error) error {
 // may reports whether the image is what m asks for: of this server's present
 // mastership, and not before the redo has ended.
 func (a *answerer) may(m *wire.HashQuery) bool {
-	return m.Epoch.Server == a.v.s.opt.ID && *a.v.epoch.Load() == m.Epoch && a.v.stale.Load()
+	return a.v.img != nil && m.Epoch.Server == a.v.s.opt.ID && *a.v.epoch.Load() == m.Epoch && a.v.stale.Load()
 }
 
 // pause lets clients' work go first: while they write, resync has a budget.

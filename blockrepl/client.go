@@ -202,7 +202,7 @@ func (v *Volume) Offers(ctx context.Context, info ClientInfo) (readOnly bool, ho
 }
 
 // FastZero reports whether zeroes of any length take this server a moment.
-func (v *Volume) FastZero() bool { return v.img.FastZero() }
+func (v *Volume) FastZero() bool { return v.img != nil && v.img.FastZero() }
 
 // ReadOnly reports whether writes are refused.
 func (c *Conn) ReadOnly() bool { return c.readOnly }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal"
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 // Comes from: the journal, as the last run or a bad disk left it. Does: makes whole
@@ -30,7 +31,7 @@ func (s *Server) salvage() error {
 		}
 		h, _, err := LoadHard(l)
 		if err != nil {
-			return fmt.Errorf("volume %s: %w", id, errors.Join(damage, err))
+			continue // nothing can be noted; findLogs tells it
 		}
 		part := "end"
 		if damage.Seq == 0 {
@@ -40,6 +41,9 @@ func (s *Server) salvage() error {
 		last, err := l.Salvage(journal.Cut{
 			Quarantine: quarantineID(s.opt.Wall(), damage.Seq), Reason: "damaged " + part + " of the journal", Time: s.opt.Wall().UnixNano(),
 		}, metaOps(&replica.Store{Hard: &h}))
+		if errors.As(err, &damage) {
+			continue // findLogs tells it
+		}
 		if err != nil {
 			return fmt.Errorf("volume %q: %w", h.State.Name, err)
 		}
@@ -101,4 +105,52 @@ func LogsByName(j *journal.Journal) (map[string]*journal.Log, error) {
 		logs[n.Name] = n.Log
 	}
 	return logs, nil
+}
+
+// foundLogs are a journal's logs as the volumes of the configuration look for them.
+type foundLogs struct {
+	whole    map[string]*journal.Log
+	damaged  map[string]error
+	nameless []error // damage of logs whose volumes are not known
+}
+
+// findLogs is LogsByName for a start: damage is for the volume to which it happened.
+func (s *Server) findLogs() (*foundLogs, error) {
+	list, err := NamedLogs(s.journal)
+	if err != nil {
+		return nil, err
+	}
+	f := &foundLogs{whole: map[string]*journal.Log{}, damaged: map[string]error{}}
+	promises := map[record.VolumeID]bool{} // these volumes find by themselves (Volume.load)
+	for _, v := range s.opt.Volumes {
+		promises[nameID(v.Name)] = true
+	}
+	for _, n := range list {
+		id := n.Log.Volume()
+		switch other := f.whole[n.Name]; {
+		case n.Err == nil && other != nil:
+			return nil, fmt.Errorf("the journal has two volumes called %q: %s and %s", n.Name, other.Volume(), id)
+		case n.Err == nil:
+			f.whole[n.Name] = n.Log
+		case n.Name != id.String():
+			f.damaged[n.Name] = n.Err
+		case !promises[id]:
+			f.nameless = append(f.nameless, fmt.Errorf("volume %s: %w", id, n.Err))
+			s.opt.Logger.Error("journal of a volume is damaged, with its name", "uuid", id.String(), "err", n.Err)
+		}
+	}
+	return f, nil
+}
+
+// of gives a volume's log, nil when the journal has none. A volume without one may be
+// any of those whose names are damaged: it must not be taken for new.
+func (f *foundLogs) of(name string) (*journal.Log, error) {
+	if err := f.damaged[name]; err != nil {
+		return nil, err
+	}
+	log := f.whole[name]
+	if log == nil && len(f.nameless) > 0 {
+		return nil, fmt.Errorf("this may be the volume whose name is damaged: %w", errors.Join(f.nameless...))
+	}
+	return log, nil
 }

@@ -344,9 +344,13 @@ func TestMissingImageIsNotForgottenByAFailedStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.change = func(o *Options) {
-		bad := c.volume
-		bad.Name, bad.Image = "vol1", filepath.Join(c.dir, "not", "there", "vol1.img")
-		o.Volumes = append(o.Volumes, bad)
+		o.OpenImage = func(i image.Options) (*image.Image, error) {
+			img, err := image.Open(i)
+			if err != nil {
+				return nil, err
+			}
+			return nil, errors.Join(img.Close(), syscall.EIO)
+		}
 	}
 	s, err := NewServer(c.options(0))
 	if err != nil {
@@ -354,7 +358,7 @@ func TestMissingImageIsNotForgottenByAFailedStart(t *testing.T) {
 	}
 	if err := s.Start(t.Context()); err == nil {
 		s.Close()
-		t.Fatal("started without the directory of an image")
+		t.Fatal("started without an image")
 	}
 	c.change = nil
 	c.start(0)

@@ -190,6 +190,9 @@ func (v *Volume) holds(size int64) wire.SizeAnswer {
 	if size <= v.size.Load() {
 		return wire.SizeAnswer{OK: true}
 	}
+	if v.img == nil {
+		return wire.SizeAnswer{Force: true, Reason: v.closed().Error()}
+	}
 	missing, err := v.img.Holds(size)
 	switch {
 	case err != nil:

@@ -135,19 +135,22 @@ func JournalDir(data string) string { return filepath.Join(data, "journal") }
 func LockFile(data string) string { return filepath.Join(data, "lock") }
 
 // openVolumes finds each volume's journal by the name that it keeps, and opens the
-// images.
+// images. A volume that cannot be opened leaves the others alone. When none can be,
+// the server does not start: it would serve nothing, and whoever started it, as
+// systemd, tries again.
 func (s *Server) openVolumes() error {
 	if err := s.salvage(); err != nil {
 		return err
 	}
-	logs, err := LogsByName(s.journal)
+	logs, err := s.findLogs()
 	if err != nil {
 		return err
 	}
+	var broken []error
 	for _, opt := range s.opt.Volumes {
 		v, err := newVolume(s, opt, logs)
 		if err != nil {
-			return err
+			broken = append(broken, err)
 		}
 		s.volumes = append(s.volumes, v)
 		s.byName[v.name] = v
@@ -155,6 +158,9 @@ func (s *Server) openVolumes() error {
 			return fmt.Errorf("volumes %q and %q have names that frames cannot tell apart; rename one", other.name, v.name)
 		}
 		s.byTag[v.tag] = v
+	}
+	if len(broken) == len(s.volumes) {
+		return errors.Join(broken...)
 	}
 	return nil
 }

@@ -98,7 +98,7 @@ const boundless = math.MaxInt64 / 4
 // file system once; byDir holds the answers of this look.
 func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) (free, room int64) {
 	free = w.s.journal.Free()
-	if v.img.Device() {
+	if v.img == nil || v.img.Device() {
 		return max(1, free), boundless // all of it is allocated
 	}
 	dir := v.imageDir

@@ -36,9 +36,9 @@ type Volume struct {
 	opt  VolumeOptions
 	logr *slog.Logger
 
-	img      *image.Image
-	imageDir string  // where it lies; fixed once it is open
-	seen     sampler // of img
+	img      *image.Image // nil: it was not opened; then the volume has failed
+	imageDir string       // where it lies; fixed once it is open
+	seen     sampler      // of img
 	ring     ring
 	in       *inbox
 	app      *applier
@@ -96,8 +96,10 @@ type Volume struct {
 	blind    unreadable
 }
 
-// newVolume opens what a volume has on this server; nothing runs yet.
-func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Volume, error) {
+// newVolume opens what a volume has on this server; nothing runs yet. With an error the
+// volume is returned too, and has failed: it runs to say so, to clients, operator and
+// the other servers, and neither believes nor changes what is there.
+func newVolume(s *Server, opt VolumeOptions, logs *foundLogs) (*Volume, error) {
 	v := &Volume{
 		s: s, name: opt.Name, tag: wire.Tag(opt.Name), opt: opt, in: newInbox(),
 		logr: s.opt.Logger.With("volume", opt.Name), loopDone: make(chan struct{}), sweepEnd: make(chan struct{}), created: make(chan struct{}),
@@ -105,16 +107,7 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 	}
 	v.ring.budget = s.ring
 	s.marks.drop(nameID(v.name)) // older servers wrote it, and the file has room for one a volume
-	saved, expect, err := v.load(logs[opt.Name])
-	if err != nil {
-		return nil, err
-	}
-	if err := v.finding.load(v.log.Load()); err != nil {
-		return nil, fmt.Errorf("volume %q: %w", v.name, err)
-	}
-	if err := v.openImage(&saved, &expect); err != nil {
-		return nil, err
-	}
+	saved, broken := v.open(logs)
 	saved.Image.At = saved.Hard.Checkpoint
 	saved.Free, saved.Image.Bytes = s.space.freeOf(v, map[string]int64{})
 	members := sortedIDs(opt.Servers)
@@ -143,7 +136,32 @@ func newVolume(s *Server, opt VolumeOptions, logs map[string]*journal.Log) (*Vol
 	v.mender.init(v)
 	v.answer.init(v)
 	v.publish()
+	if broken != nil {
+		v.fail(broken.what, broken.err) // the loop's first event
+		return v, fmt.Errorf("volume %q: %w", v.name, broken.err)
+	}
 	return v, nil
+}
+
+// open reads what the journal holds and opens the image. Of a journal that cannot be
+// read nothing is given; of a volume without its image, what the journal says.
+func (v *Volume) open(logs *foundLogs) (replica.Saved, *failure) {
+	var saved replica.Saved
+	var expect expected
+	log, err := logs.of(v.name)
+	if err == nil {
+		saved, expect, err = v.load(log)
+	}
+	if err == nil {
+		err = v.finding.load(v.log.Load())
+	}
+	if err != nil {
+		return replica.Saved{}, &failure{"journal", fmt.Errorf("%w; put the data directory back, or start with an empty one", err)}
+	}
+	if err := v.openImage(&saved, &expect); err != nil {
+		return saved, &failure{"image", err}
+	}
+	return saved, nil
 }
 
 // load reads what the journal holds and compares it with the marks.
@@ -152,18 +170,18 @@ func (v *Volume) load(log *journal.Log) (replica.Saved, expected, error) {
 		// Before the volume exists there is no uuid to keep things under.
 		var err error
 		if log, err = v.s.journal.Log(nameID(v.name)); err != nil {
-			return replica.Saved{}, expected{}, fmt.Errorf("volume %q: open journal: %w", v.name, err)
+			return replica.Saved{}, expected{}, fmt.Errorf("open journal: %w", err)
 		}
 		saved, _, err := loadSaved(log)
 		if err != nil {
-			return saved, expected{}, fmt.Errorf("volume %q: %w", v.name, err)
+			return saved, expected{}, err
 		}
 		v.log.Store(log)
 		return saved, expected{}, nil
 	}
 	saved, expect, err := loadSaved(log)
 	if err != nil {
-		return saved, expect, fmt.Errorf("volume %q: %w", v.name, err)
+		return saved, expect, err
 	}
 	v.log.Store(log)
 	v.uuid.Store(&saved.Hard.State.UUID)
@@ -209,7 +227,7 @@ func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 	}
 	img, err := v.s.opt.OpenImage(o)
 	if err != nil {
-		return fmt.Errorf("volume %q: open image: %w", v.name, err)
+		return fmt.Errorf("open image: %w", err)
 	}
 	v.img, v.imageDir = img, dirOf(v.opt.Image)
 	switch {
@@ -475,6 +493,9 @@ func (v *Volume) stop(running bool) {
 	}
 	v.results.close()
 	v.ring.clear()
+	if v.img == nil {
+		return
+	}
 	if err := v.img.Close(); err != nil {
 		v.logr.Warn("image not closed", "err", err)
 	}

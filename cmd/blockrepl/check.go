@@ -15,6 +15,7 @@ func checkCommand() *cli.Command {
 		UsageText: "blockrepl check --config FILE\n   blockrepl check FILE FILE FILE",
 		Description: `Says what "serve" would refuse: unknown keys with line and nearest key, ids, sizes,
 addresses, TLS files, an image or a data directory in use by another process.
+An image that cannot be opened is among them, though "serve" starts the other volumes.
 Also, without refusing it, where file systems are too small for the images, and
 which certificates end soon. Nothing is created or changed.
 

@@ -18,19 +18,27 @@ import (
 // Comes from: config_check.go. Does: what can be said only by looking at this
 // host, without changing it. Goes to: check, and serve before it opens anything.
 
-// checkHost gives everything on this host that would stop a server with c.
+// checkHost gives everything on this host that would stop a server with c, or one of
+// its volumes.
 func (c *Config) checkHost() []error {
-	var p problems
+	stops, images := c.checkStart()
+	return append(stops, images...)
+}
+
+// checkStart is checkHost with what is wrong with images apart: each keeps its own
+// volume from taking part, and the server only when no volume is left.
+func (c *Config) checkStart() (stops, images []error) {
+	var p, q problems
 	p.add(checkWritableDir("data", c.Data))
 	inUse := checkDataFree(c.Data)
 	p.add(inUse)
 	for _, v := range c.own() {
 		if v.Image != "" && inUse == nil { // whoever has the data has the images too
-			p.add(checkImage(v))
+			q.add(checkImage(v))
 		}
 	}
 	c.checkFiles(&p)
-	return p
+	return p, q
 }
 
 // checkReload is checkHost for a server that runs already: what it holds itself, its

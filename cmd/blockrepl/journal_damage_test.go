@@ -83,7 +83,7 @@ func TestJournalOfAStoppedServerShowsWhatIsWhole(t *testing.T) {
 	checkDamaged(t, data, "vol0", "sets aside what is damaged")
 	// Not even the name is known any more.
 	spoilKey(t, data, uuid, 'm', "hard")
-	checkDamaged(t, data, uuid, "does not start with it")
+	checkDamaged(t, data, uuid, "starts without this volume")
 }
 
 // checkDamaged uses the journal commands where the log called name is damaged, and vol1

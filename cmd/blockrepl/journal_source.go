@@ -145,11 +145,11 @@ func (s *stoppedJournal) info(_ context.Context, volume string) (blockrepl.Journ
 	return blockrepl.JournalInfoOf(volume, log.Log)
 }
 
-// damagedNext is what becomes of a log that is damaged as a whole: without the volume's
-// name its server cannot know what to go without.
+// damagedNext is what becomes of a log that is damaged as a whole. Without the volume's
+// name nothing can be noted in it, and its server takes no volume without a log for new.
 func damagedNext(nameless bool) string {
 	if nameless {
-		return "its server does not start with it: put the data directory back, or start with an empty one and have it resynced"
+		return "its server starts without this volume: put the data directory back, or start with an empty one and have it resynced"
 	}
 	return "its server sets aside what is damaged when it starts, and is to be resynced for this volume"
 }

@@ -29,6 +29,10 @@ func serveCommand() *cli.Command {
 records from masters and sends its own to slaves. Options win over the file, and the
 file over defaults. "blockrepl check" says beforehand what is wrong.
 
+A volume whose image or saved state cannot be opened leaves the others alone: it takes
+no part until a restart, and "status" says why. The server does not start when none
+can be opened.
+
 A volume comes into being when all its servers are there and none has seen it; the
 first of its list becomes master.
 
@@ -76,7 +80,11 @@ func serve(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if problems := cfg.checkHost(); len(problems) > 0 {
+	problems, images := cfg.checkStart()
+	if len(images) == len(cfg.own()) {
+		problems, images = append(problems, images...), nil
+	}
+	if len(problems) > 0 {
 		f := &failure{code: exitUsage, err: cfg.locate(problems)}
 		if errors.Is(f.err, blockrepl.ErrInUse) {
 			f.code = exitError // it may end; systemd shall try again
@@ -88,6 +96,9 @@ func serve(c *cli.Context) error {
 		level.Set(l)
 	}
 	d := &daemonProcess{cfg: cfg, log: newLogger(c.App.ErrWriter, cfg, level), handover: !c.Bool("no-handover"), hups: hups}
+	for _, err := range images {
+		d.log.Error("volume will take no part until a restart; the others start", "err", err)
+	}
 	d.reloads, err = newReloader(cfg, d.log, level, func() (*Config, error) { return loadConfig(c) }, d.notify)
 	if err != nil {
 		return err

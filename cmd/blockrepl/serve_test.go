@@ -180,6 +180,12 @@ func stoppedJournalIsReadable(t *testing.T, data string) {
 // writeBlock writes 4 KiB at 4096 through the door.
 func writeBlock(t *testing.T, door string, b byte) {
 	t.Helper()
+	writeBlockOf(t, door, "", b)
+}
+
+// writeBlockOf is writeBlock to one of several volumes.
+func writeBlockOf(t *testing.T, door, volume string, b byte) {
+	t.Helper()
 	conn, err := net.Dial("unix", door)
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +195,7 @@ func writeBlock(t *testing.T, door string, b byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Go("?client=test"); err != nil {
+	if err := c.Go(volume + "?client=test"); err != nil {
 		t.Fatal(err)
 	}
 	const cmdWrite = 1
@@ -344,5 +350,38 @@ func TestDevRunsThreeServersAndStopsThem(t *testing.T) {
 		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
 			t.Errorf("server process %d is left behind: %v", pid, err)
 		}
+	}
+}
+
+// One volume's image that could not be opened kept all volumes of the server away.
+func TestServeStartsBesideAnImageThatCannotBeOpened(t *testing.T) {
+	dir := t.TempDir()
+	notify, next := notifySocket(t)
+	admin, door := "unix:"+filepath.Join(dir, "admin.sock"), filepath.Join(dir, "nbd.sock")
+	serving := []string{"blockrepl", "serve", "--cluster", "lab", "--id", "a", "--data", filepath.Join(dir, "data"), "--nbd", "unix:" + door,
+		"--peers", "127.0.0.1:0", "--admin", admin, "--volume", "vol1 size=64MiB image=" + dir}
+	if code, _, errs := runHere(t, serving[1:]...); code != exitUsage || !strings.Contains(errs, "neither a file nor a block device") {
+		t.Errorf("the only volume: exit %d: %s", code, errs)
+	}
+	serving = append(serving, "--volume", "vol0 size=64MiB")
+	if code, _, errs := runHere(t, "check", "--cluster", "lab", "--id", "a", "--data", filepath.Join(dir, "data"), "--volume", "vol1 size=64MiB image="+dir, "--volume", "vol0 size=64MiB"); code != exitUsage || !strings.Contains(errs, `volume "vol1"`) {
+		t.Errorf("check: exit %d: %s", code, errs)
+	}
+	s := startChild(t, []string{"NOTIFY_SOCKET=" + notify}, serving...)
+	if got := next(); got != "READY=1" {
+		t.Fatalf("first message %q, want READY=1; log: %s", got, s.errs.String())
+	}
+	writeBlockOf(t, door, "vol0", 7)
+	code, out, errs := runHere(t, "status", "--admin", admin)
+	for _, want := range []string{"vol0", "healthy", "vol1", "failed", "image"} {
+		if code != exitUnhealthy || !strings.Contains(out, want) {
+			t.Errorf("status: exit %d, want %d and %q: %s%s", code, exitUnhealthy, want, out, errs)
+		}
+	}
+	if code := s.stop(t, syscall.SIGTERM); code != 0 {
+		t.Errorf("SIGTERM: exit %d", code)
+	}
+	if log := s.errs.String(); !strings.Contains(log, "the others start") || !strings.Contains(log, "volume failed") {
+		t.Errorf("the log does not say what is wrong: %s", log)
 	}
 }
