@@ -49,6 +49,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	started bool
+	ended   bool          // nothing is open any more, or will be
 	stopped chan struct{} // closed when Stop has done everything
 	stop    sync.Once
 	stopErr error
@@ -72,12 +73,13 @@ func NewServer(o Options) (*Server, error) {
 func (s *Server) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.started {
-		return errors.New("start server: it was started before")
+	if s.started || s.ended {
+		return errors.New("start server: it was started or stopped before")
 	}
 	s.started = true
 	if err := s.start(ctx); err != nil {
 		s.closeAll(false)
+		s.ended = true
 		return fmt.Errorf("start server %s: %w", s.opt.ID, err)
 	}
 	s.opt.Logger.Info("server started", "server", s.opt.ID.String(), "cluster", s.opt.Cluster,
@@ -183,7 +185,8 @@ func (s *Server) Stop(ctx context.Context, handover bool) error {
 		defer close(s.stopped)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if !s.started {
+		if !s.started || s.ended {
+			s.ended = true
 			return
 		}
 		s.opt.Logger.Info("server stops", "server", s.opt.ID.String(), "handover", handover)

@@ -2,6 +2,7 @@ package blockrepl
 
 import (
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -153,4 +154,42 @@ func TestServerOfWhichAllVolumesFailedDoesNotStart(t *testing.T) {
 	}
 	c.start(0)
 	c.awaitHealthy(0)
+}
+
+// Stop may be called at any time. After a Start that had failed it closed everything a
+// second time, and panicked.
+func TestStopAfterAFailedStart(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	ln, err := net.Listen("tcp", c.addrs[0].Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	s, err := NewServer(c.options(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err == nil {
+		t.Fatal("Start with its address in use succeeds")
+	}
+	if err := s.Stop(t.Context(), false); err != nil {
+		t.Errorf("Stop: %v", err)
+	}
+}
+
+// A Stop that came before Start was forgotten: the server started, and no later Stop did
+// anything.
+func TestStopBeforeStart(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	s, err := NewServer(c.options(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err == nil {
+		s.closeAll(false)
+		t.Error("a server that was stopped starts")
+	}
 }
