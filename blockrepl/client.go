@@ -240,6 +240,9 @@ func (c *Conn) Submit(ctx context.Context, w *Write) {
 	if !c.v.in.submit(o) {
 		c.v.clients.finish(o, ErrAborted)
 	}
+	if c.ended() {
+		c.v.in.withdraw(c) // abandon may not have found it there
+	}
 }
 
 func (c *Conn) checkWrite(w *Write) error {
@@ -318,6 +321,7 @@ func (c *Conn) abandon(err error) {
 	c.v.clients.remove(c)
 	if !c.readOnly {
 		c.v.in.post(replica.Gone{Conn: c.id})
+		c.v.in.withdraw(c) // before there is room for others
 	}
 	for o := list; o != nil; o = o.next {
 		c.v.clients.room.Release(o.cost)

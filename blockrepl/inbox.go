@@ -1,6 +1,7 @@
 package blockrepl
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -143,6 +144,14 @@ func (in *inbox) submit(o *op) bool {
 	in.mu.Unlock()
 	in.notify()
 	return ok
+}
+
+// withdraw drops the operations of a connection that has ended: its share of
+// opsBytesMax is given to others.
+func (in *inbox) withdraw(c *Conn) {
+	in.mu.Lock()
+	in.now.ops = slices.DeleteFunc(in.now.ops, func(o *op) bool { return o.conn == c })
+	in.mu.Unlock()
 }
 
 // read adds a read that waits for its turn; false after close.

@@ -1,6 +1,7 @@
 package blockrepl
 
 import (
+	"context"
 	"sync"
 	"testing"
 
@@ -106,4 +107,41 @@ func TestVolumeThatClosesTheLinkAgainAndAgainWaits(t *testing.T) {
 	}
 	c.awaitHealthy(0, 1) // in the end
 	c.connect(0, "client").write(0, []byte("goes on, too"))
+}
+
+// While the loop hung (a disk), what a client had sent stayed in the inbox after the
+// client had gone and its share of opsBytesMax was given to the next one.
+func TestHungLoopHoldsNoMoreThanTheBoundOfOperations(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	c.connect(0, "client").write(0, make([]byte, 512))
+	v := c.vol(0)
+	hang, hung := make(chan struct{}), make(chan struct{})
+	v.in.call(func() { close(hung); <-hang })
+	<-hung
+	r := seeded(t)
+	data := noise(r, 8<<20)
+	held := func() (n int64) {
+		v.in.mu.Lock()
+		defer v.in.mu.Unlock()
+		for _, o := range v.in.now.ops {
+			n += int64(len(o.Rec.Raw))
+		}
+		return n
+	}
+	for range 6 { // six times a client comes, sends 128 MiB, and goes
+		cl := c.connectAs(0, ClientInfo{Identity: "client", Takeover: true})
+		for i := range int64(16) {
+			w := &Write{Kind: OpWrite, Off: (i % 2) << 23, Len: 8 << 20, Data: cl.Alloc(8 << 20), Done: func(error) {}}
+			copy(w.Data, data)
+			cl.Submit(context.Background(), w)
+		}
+		if err := cl.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := held(); n > opsBytesMax {
+		t.Errorf("%d MiB of operations wait for the loop, at most %d were meant", n>>20, int64(opsBytesMax)>>20)
+	}
+	close(hang)
 }
