@@ -134,13 +134,12 @@ func handleForget(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	view, err := v.viewSoon(ctx)
-	if err != nil {
-		return nil, err
-	}
 	out := ForgetReport{Volume: v.name, Warning: res.Note, InSync: []string{}}
-	for _, m := range view.Config.InSync {
-		out.InSync = append(out.InSync, m.ID.String())
+	// It is done: the warning is told also when the loop is too slow for the rest.
+	if view, err := v.viewSoon(ctx); err == nil {
+		for _, m := range view.Config.InSync {
+			out.InSync = append(out.InSync, m.ID.String())
+		}
 	}
 	return out, nil
 }
@@ -184,11 +183,10 @@ func handleSet(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	view, err := v.viewSoon(ctx)
-	if err != nil {
-		return nil, err
+	if view, err := v.viewSoon(ctx); err == nil {
+		return SetReport{Volume: v.name, OnDegraded: view.Config.OnDegraded.String(), KeepBytes: view.Config.Keep}, nil
 	}
-	return SetReport{Volume: v.name, OnDegraded: view.Config.OnDegraded.String(), KeepBytes: view.Config.Keep}, nil
+	return SetReport{Volume: v.name, OnDegraded: q.OnDegraded, KeepBytes: q.KeepBytes}, nil // it is done
 }
 
 func handleDrop(_ context.Context, v *Volume, body io.Reader) (any, error) {

@@ -50,7 +50,8 @@ type ForgetRequest struct {
 	Force  bool   `json:"force"` // although no majority of the members can note it
 }
 
-// ForgetReport is its answer. Warning names the server that must not be promoted now.
+// ForgetReport is its answer: it is done. Warning names the server that must not be
+// promoted now. InSync is empty when the server was too slow to tell it.
 type ForgetReport struct {
 	Volume  string   `json:"volume"`
 	InSync  []string `json:"in_sync"`
@@ -78,7 +79,8 @@ type SetRequest struct {
 	KeepBytes  int64  `json:"keep_bytes"`
 }
 
-// SetReport is its answer: what is in force now.
+// SetReport is its answer: what is in force now. When the server is too slow to tell,
+// what was not to be changed is empty or 0.
 type SetReport struct {
 	Volume     string `json:"volume"`
 	OnDegraded string `json:"on_degraded"`

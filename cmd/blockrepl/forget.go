@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -46,7 +47,7 @@ func forget(c *cli.Context) error {
 	var r blockrepl.ForgetReport
 	request := blockrepl.ForgetRequest{Server: c.Args().Get(1), Force: c.Bool("force")}
 	return a.command(c, volumePath(c.Args().First(), "forget"), request, &r, func(w io.Writer) {
-		fmt.Fprintf(w, "%s goes on without %s; in sync: %s\n", c.Args().First(), request.Server, strings.Join(r.InSync, " "))
+		fmt.Fprintf(w, "%s goes on without %s; in sync: %s\n", c.Args().First(), request.Server, cmp.Or(strings.Join(r.InSync, " "), "not told, see status"))
 		if r.Warning != "" {
 			fmt.Fprintf(w, "warning: %s\n", r.Warning)
 		}

@@ -52,7 +52,14 @@ func set(c *cli.Context) error {
 	}
 	var r blockrepl.SetReport
 	return a.command(c, volumePath(c.Args().First(), "set"), request, &r, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: on_degraded %s, keep %s\n", r.Volume, r.OnDegraded, Size(r.KeepBytes))
+		var now []string // all, unless the server was too slow to tell
+		if r.OnDegraded != "" {
+			now = append(now, "on_degraded "+r.OnDegraded)
+		}
+		if r.KeepBytes != 0 {
+			now = append(now, "keep "+Size(r.KeepBytes).String())
+		}
+		fmt.Fprintf(w, "%s: %s\n", r.Volume, strings.Join(now, ", "))
 	})
 }
 
