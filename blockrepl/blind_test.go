@@ -2,6 +2,7 @@ package blockrepl
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"testing/synctest"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -44,9 +46,9 @@ func TestResyncThatCannotPassABadSectorSaysWhatToDo(t *testing.T) {
 	}
 }
 
-func passBadSector(t *testing.T, servers int) {
-	const lo = 40 << 10
-	var bad atomic.Bool
+// onBadSector makes a cluster whose server a cannot read 4096 bytes at lo while bad is
+// set.
+func onBadSector(t *testing.T, servers int, lo int64, bad *atomic.Bool) (*cluster, []*vfs.MemFS) {
 	n := &memNet{lns: map[string]*memListener{}}
 	c := &cluster{t: t, servers: make([]*Server, servers), volume: VolumeOptions{Name: "vol0", Size: 1 << 20, OnDegraded: wire.Suspend}}
 	var disks []*vfs.MemFS
@@ -65,11 +67,18 @@ func passBadSector(t *testing.T, servers int) {
 		o.OpenImage = func(i image.Options) (*image.Image, error) {
 			i.OpenFile = func() (image.File, error) {
 				f, err := files.image(i.Path)
-				return &badSector{f, lo, lo + 4096, &bad}, err
+				return &badSector{f, lo, lo + 4096, bad}, err
 			}
 			return image.Open(i)
 		}
 	}
+	return c, disks
+}
+
+func passBadSector(t *testing.T, servers int) {
+	const lo = 40 << 10
+	var bad atomic.Bool
+	c, disks := onBadSector(t, servers, lo, &bad)
 	for i := range servers {
 		c.start(i)
 	}
@@ -114,4 +123,25 @@ func passBadSector(t *testing.T, servers int) {
 		t.Errorf("it has passed, and the reason is %q", st.Reason)
 	}
 	c.equalImages(0, 1)
+}
+
+// A master that could not read its image answered nothing, and verify asked for ever.
+func TestVerifyEndsWhenTheMasterCannotReadItsImage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var bad atomic.Bool
+		c, _ := onBadSector(t, 2, 40<<10, &bad)
+		c.start(0, 1)
+		defer func() { c.kill(0); c.kill(1) }()
+		cl := c.connect(0, "client")
+		defer cl.Close()
+		cl.write(0, bytes.Repeat([]byte("1"), 1<<20))
+		c.awaitHealthy(0, 1)
+		cl.wantRead(0, []byte("1")) // it is in the image, not on the way there
+		bad.Store(true)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*verifyAsks*resyncAgain)
+		defer cancel()
+		if _, err := c.vol(1).verify(ctx, false); !errors.Is(err, replica.ErrTimeout) {
+			t.Errorf("verify against an image that cannot be read: %v", err)
+		}
+	})
 }

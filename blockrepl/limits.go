@@ -132,6 +132,11 @@ const (
 	// verifyTries is how often verify asks again for one block that was written
 	// meanwhile, before it gives up.
 	verifyTries = 100
+	// verifyAsks is how often verify sends one query that is not answered, resyncAgain
+	// apart, before it gives up; verifyLook is how often it looks meanwhile whether the
+	// master still is one.
+	verifyAsks = 6
+	verifyLook = time.Second
 
 	// catchUpBusy is what kept records may be sent of a volume in a second while
 	// its clients write, in bytes, beside twice what they write; catchUpMore bounds

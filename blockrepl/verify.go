@@ -233,26 +233,49 @@ func (r *verification) ask(ctx context.Context, off, n int64) (place, *wire.Exte
 	}
 	id, answer := r.v.sync.expect()
 	defer r.v.sync.unexpect(id)
-	t := time.NewTicker(resyncAgain)
-	defer t.Stop()
-	for {
+	for range verifyAsks { // a query is dropped where the master has too many
 		r.link.out.control(r.v.tag, &wire.HashQuery{Epoch: r.epoch, ID: id, Offset: off, Block: resyncBlock, Length: n, Hashes: hashes})
+		m, err := r.await(ctx, answer)
+		if err != nil {
+			return asked, nil, err
+		}
+		if m == nil {
+			continue
+		}
+		if m.Offset != off || m.Length != n {
+			return asked, nil, fmt.Errorf("the master answered for %d bytes at %d, asked were %d at %d", m.Length, m.Offset, n, off)
+		}
+		for i := range m.Chunks {
+			if err := within(&m.Chunks[i], off, n); err != nil {
+				return asked, nil, fmt.Errorf("the master answered wrongly: %w", err)
+			}
+		}
+		return asked, m, nil
+	}
+	return asked, nil, fmt.Errorf("%w: the master gave no answer for %v; its status and log may say why", replica.ErrTimeout, verifyAsks*resyncAgain)
+}
+
+// await waits for one answer, nil after resyncAgain. A master of before answers nothing
+// any more, and its link may well live on.
+func (r *verification) await(ctx context.Context, answer <-chan *wire.ExtentData) (*wire.ExtentData, error) {
+	again := time.NewTimer(resyncAgain)
+	defer again.Stop()
+	look := time.NewTicker(verifyLook)
+	defer look.Stop()
+	for {
+		if now := *r.v.epoch.Load(); now != r.epoch {
+			return nil, fmt.Errorf("%w: epoch %v has ended, %v is followed now; verify against its master", replica.ErrRefused, r.epoch, now)
+		}
 		select {
 		case m := <-answer:
-			if m.Offset != off || m.Length != n {
-				return asked, nil, fmt.Errorf("the master answered for %d bytes at %d, asked were %d at %d", m.Length, m.Offset, n, off)
-			}
-			for i := range m.Chunks {
-				if err := within(&m.Chunks[i], off, n); err != nil {
-					return asked, nil, fmt.Errorf("the master answered wrongly: %w", err)
-				}
-			}
-			return asked, m, nil
-		case <-t.C: // the query was dropped: the master has too many
+			return m, nil
+		case <-look.C:
+		case <-again.C:
+			return nil, nil
 		case <-ctx.Done():
-			return asked, nil, ctx.Err()
+			return nil, ctx.Err()
 		case <-r.link.done:
-			return asked, nil, errors.New("the link to the master was closed; try again")
+			return nil, errors.New("the link to the master was closed; try again")
 		}
 	}
 }

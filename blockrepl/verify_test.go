@@ -2,11 +2,14 @@ package blockrepl
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"sync/atomic"
 	"testing"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -110,5 +113,36 @@ func TestVerifyDecidesNothingAcrossAResync(t *testing.T) {
 	got := make([]byte, 4)
 	if err := v.img.ReadAt(got, 0); err != nil || string(got) != "ours" {
 		t.Errorf("the image holds %q, %v", got, err)
+	}
+}
+
+// A master that had handed over while a slave verified answered none of its queries any
+// more. The link lived on, so verify asked for ever.
+func TestVerifyEndsWhenTheMasterChanges(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.start(0, 1, 2)
+	cl := c.connect(0, "client")
+	cl.write(0, bytes.Repeat([]byte("1"), 1<<20))
+	c.awaitHealthy(0, 1, 2)
+	v := c.vol(2)
+	view, err := v.viewSoon(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := v.s.links.peers[view.Config.Master].cur.Load()
+	r := &verification{v: v, link: l, epoch: view.Epoch}
+	if err := r.window(t.Context(), 0, resyncWindow); err != nil { // the first window
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	if _, err := c.vol(1).command(ctx, func(id uint64) replica.Event { return replica.Promote{ID: id} }); err != nil {
+		t.Fatal(err)
+	}
+	c.await(2, "the new master's", func(s VolumeStatus) bool { return s.Master == "b" && s.State == StateHealthy })
+	late, stop := context.WithTimeout(t.Context(), testTimeout)
+	defer stop()
+	if err := r.window(late, resyncWindow, resyncWindow); !errors.Is(err, replica.ErrRefused) { // the second
+		t.Errorf("verify against a server that is no master any more: %v; link closed: %v", err, l != v.s.links.peers[mustID("a")].cur.Load())
 	}
 }
