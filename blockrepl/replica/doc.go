@@ -18,7 +18,7 @@
 // A server is a slave until it holds an epoch: a candidate (candidate.go) asks for
 // promises (promise.go) until they are enough (elect.go), master.go starts the epoch,
 // progress.go brings each slave to the common history and on. members.go changes the
-// in-sync set through the authority; promote.go answers the operator; split.go names
+// in-sync set through the authority; promote.go and handover.go answer the operator; split.go names
 // a split brain and ends it; reads.go keeps leases and read rounds; resync.go replaces
 // an image whose records are no longer kept.
 package replica
