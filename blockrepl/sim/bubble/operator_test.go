@@ -19,7 +19,7 @@ import (
 //     is in sync again;
 //   - one promotion at a time.
 //
-// In the calm the operator does what status says, and nothing else.
+// In the calm the operator does what status says, and nothing else but to keep them.
 type operator struct {
 	w  *world
 	wg sync.WaitGroup // commands under way
@@ -103,11 +103,22 @@ func (o *operator) run(m *machine, what string, body any, after func()) {
 	})
 }
 
-func (o *operator) promote(m *machine) {
+// barred reports whether m must not be promoted: a command was told so, or asserted it.
+func (o *operator) barred(m *machine) bool {
 	o.mu.Lock()
 	warned := o.warned[m]
 	o.mu.Unlock()
-	if warned && !o.member(m) || !o.begin(nil) {
+	return warned && !o.member(m)
+}
+
+func (o *operator) bar(m *machine) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.warned[m] = true
+}
+
+func (o *operator) promote(m *machine) {
+	if o.barred(m) || !o.begin(nil) {
 		return
 	}
 	o.run(m, "promote", blockrepl.PromoteRequest{}, o.end)
@@ -138,9 +149,7 @@ func (o *operator) oldDead(m *machine) {
 func (o *operator) leftOut() {
 	for _, m := range o.w.machines {
 		if !o.member(m) {
-			o.mu.Lock()
-			o.warned[m] = true
-			o.mu.Unlock()
+			o.bar(m)
 		}
 	}
 }
@@ -152,9 +161,7 @@ func (o *operator) forget(m, lost *machine, force bool) {
 	if st, ok := m.status(); !ok || st.Role != "master" {
 		return
 	}
-	o.mu.Lock()
-	o.warned[lost] = true
-	o.mu.Unlock()
+	o.bar(lost)
 	o.run(m, "forget", blockrepl.ForgetRequest{Server: lost.name, Force: force}, nil)
 }
 
@@ -286,6 +293,9 @@ func (o *operator) do(m *machine, st *blockrepl.VolumeStatus) {
 	words := strings.Fields(command)
 	switch words[0] {
 	case "promote":
+		if o.barred(m) {
+			return
+		}
 		o.run(m, "promote", blockrepl.PromoteRequest{OldMasterDead: o.noMaster() && o.member(m)}, nil)
 	case "forget":
 		at := m
@@ -299,6 +309,9 @@ func (o *operator) do(m *machine, st *blockrepl.VolumeStatus) {
 		force := len(words) > 3 && words[3] == "--force" || len(o.w.machines) == 2
 		if newest, _, ok := o.newest(); force && (!ok || newest.Master != at.id) {
 			return // somebody else was promoted meanwhile, perhaps the lost one
+		}
+		if force {
+			o.bar(o.w.machine(lost))
 		}
 		o.run(at, "forget", blockrepl.ForgetRequest{Server: lost, Force: force}, nil)
 	case "resolve":
