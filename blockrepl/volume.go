@@ -345,9 +345,14 @@ func (v *Volume) departed(now replica.Time) {
 }
 
 // step lets the state machine take in one event. Effects of several steps are
-// carried out together, but what drops or cuts the journal is at once: numbers
-// mean other records after it.
+// carried out together, but what drops or cuts the journal is at once, and what came
+// before it before: numbers mean other records after it.
 func (v *Volume) step(now replica.Time, ev replica.Event) {
+	if m, ok := ev.(replica.Received); ok {
+		if _, join := m.Msg.(*wire.Join); join {
+			v.finish()
+		}
+	}
 	v.rep.Step(now, ev, &v.eff)
 	if n := len(v.eff.Stores); n > 0 && (v.eff.Stores[n-1].Cut != nil || v.eff.Stores[n-1].Reset != nil) || v.eff.Resync != nil {
 		v.finish()

@@ -60,6 +60,9 @@ func (r *Replica) beginBehind(base record.Pos, t Table) {
 	r.renumberTable()
 	r.hard.Checkpoint, r.hard.Image = base.Seq, nil
 	r.redo = redo{}
+	// What was ordered before, in the same round, is of the journal that is dropped: its
+	// numbers mean other records now.
+	r.out.Apply, r.out.SyncImage, r.out.Trim = 0, 0, 0
 	r.forgetForwards()
 }
 

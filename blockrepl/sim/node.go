@@ -319,6 +319,11 @@ func (n *node) step(now replica.Time, ev replica.Event) {
 	if !n.up {
 		return
 	}
+	if m, ok := ev.(replica.Received); ok {
+		if _, join := m.Msg.(*wire.Join); join {
+			n.finish()
+		}
+	}
 	n.rep.Step(now, ev, &n.eff)
 	n.s.watch(n)
 	if k := len(n.eff.Stores); k > 0 && (n.eff.Stores[k-1].Cut != nil || n.eff.Stores[k-1].Reset != nil) || n.eff.Resync != nil {
