@@ -316,13 +316,13 @@ func (n *node) armTick() {
 // step lets the state machine take in one event. What cuts or drops the journal
 // is carried out at once: numbers mean other records after it.
 func (n *node) step(now replica.Time, ev replica.Event) {
+	if m, ok := ev.(replica.Received); ok && n.up {
+		if _, join := m.Msg.(*wire.Join); join {
+			n.finish() // which may stop it
+		}
+	}
 	if !n.up {
 		return
-	}
-	if m, ok := ev.(replica.Received); ok {
-		if _, join := m.Msg.(*wire.Join); join {
-			n.finish()
-		}
 	}
 	n.rep.Step(now, ev, &n.eff)
 	n.s.watch(n)
