@@ -98,6 +98,8 @@ func TestSlaveAwayBeyondKeepIsResyncedByDifferences(t *testing.T) {
 	const same, changed, chunk = 128 << 20, 8 << 20, 256 << 10
 	fill(t, m, same/chunk, chunk, func(i int) int64 { return 64<<20 + int64(i)*chunk }, rng)
 	c.awaitHealthy()
+	// What is on its way to its image would differ as well.
+	c.awaitVolume(away, soon, "its image holds all of it", func(v *blockrepl.VolumeStatus) bool { return v.Applied == v.Last })
 	away.kill()
 	c.awaitDropped(m, away.id)
 	// More than is kept, all in the same place.
