@@ -27,7 +27,7 @@ func (s *Server) salvage() error {
 		l, err := s.journal.Log(id)
 		var damage *journal.CorruptError
 		if !errors.As(err, &damage) {
-			continue // LogsByName tells all other errors
+			continue // findLogs tells all other errors
 		}
 		h, _, err := LoadHard(l)
 		if err != nil {

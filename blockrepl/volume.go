@@ -1,7 +1,6 @@
 package blockrepl
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,122 +142,11 @@ func newVolume(s *Server, opt VolumeOptions, logs *foundLogs) (*Volume, error) {
 	return v, nil
 }
 
-// open reads what the journal holds and opens the image. Of a journal that cannot be
-// read nothing is given; of a volume without its image, what the journal says.
-func (v *Volume) open(logs *foundLogs) (replica.Saved, *failure) {
-	var saved replica.Saved
-	var expect expected
-	log, err := logs.of(v.name)
-	if err == nil {
-		saved, expect, err = v.load(log)
-	}
-	if err == nil {
-		err = v.finding.load(v.log.Load())
-	}
-	if err != nil {
-		return replica.Saved{}, &failure{"journal", fmt.Errorf("%w; put the data directory back, or start with an empty one", err)}
-	}
-	if err := v.openImage(&saved, &expect); err != nil {
-		return saved, &failure{"image", err}
-	}
-	return saved, nil
-}
-
-// load reads what the journal holds and compares it with the marks.
-func (v *Volume) load(log *journal.Log) (replica.Saved, expected, error) {
-	if log == nil {
-		// Before the volume exists there is no uuid to keep things under.
-		var err error
-		if log, err = v.s.journal.Log(nameID(v.name)); err != nil {
-			return replica.Saved{}, expected{}, fmt.Errorf("open journal: %w", err)
-		}
-		saved, _, err := loadSaved(log)
-		if err != nil {
-			return saved, expected{}, err
-		}
-		v.log.Store(log)
-		return saved, expected{}, nil
-	}
-	saved, expect, err := loadSaved(log)
-	if err != nil {
-		return saved, expect, err
-	}
-	v.log.Store(log)
-	v.uuid.Store(&saved.Hard.State.UUID)
-	k := v.s.marks.get(saved.Hard.State.UUID)
-	saved.Forgot = k.forgot(&saved.Hard, saved.Last, func(seq record.Seq) (uint64, bool) {
-		if sum, ok := sumOf(&saved, seq); ok {
-			return sum, true
-		}
-		if rec, err := log.Get(seq); err == nil {
-			return rec.Sum, true
-		}
-		return 0, false
-	})
-	if saved.Forgot != "" {
-		v.logr.Warn("this server forgot what it had acknowledged; it must be resynced", "reason", saved.Forgot)
-	}
-	return saved, expect, nil
-}
-
 // nameID is what the little is kept under that a server must remember of a volume
 // before it has a uuid: the promise to the server that creates it.
 func nameID(name string) record.VolumeID {
 	h := xxh3.HashString128("blockrepl volume " + name)
 	return record.VolumeID(h.Bytes())
-}
-
-// openImage opens the image, or makes it. An image that is missing, that has bytes
-// of which the journal knows nothing, or that is not like the samples of the last
-// checkpoint, is not believed.
-func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
-	known := !saved.Hard.State.Epoch.IsZero()
-	size := v.opt.Size
-	if known {
-		size = saved.Hard.State.Size
-		if saved.Table.Size > 0 {
-			size = saved.Table.Size
-		}
-	}
-	o := image.Options{Path: v.opt.Image, Size: size, Create: true, Grow: expect.short}
-	if known && (saved.Hard.Checkpoint > 0 || saved.Hard.Resync != nil) && saved.Forgot == "" {
-		// In the middle of a resync too: the mark speaks of extents that were in it.
-		o.OnCreate = func() error { return v.missed(saved) }
-	}
-	img, err := v.s.opt.OpenImage(o)
-	if err != nil {
-		return fmt.Errorf("open image: %w", err)
-	}
-	v.img, v.imageDir = img, dirOf(v.opt.Image)
-	switch {
-	case o.OnCreate != nil && img.Created():
-	case !known && !img.Blank() && saved.Forgot == "":
-		saved.Unlike = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
-	default:
-		why := v.unlike(expect.samples, saved.Hard.Checkpoint)
-		if v.seen.begin(saved.Hard.Image); why == "" || saved.Forgot != "" {
-			return nil
-		}
-		saved.Unlike = why
-	}
-	v.logr.Warn("image is not believed", "reason", cmp.Or(saved.Forgot, saved.Unlike))
-	return nil
-}
-
-// missed notes, durably before there is an image again, that there was none: should
-// this start fail, the next one finds an image.
-func (v *Volume) missed(saved *replica.Saved) error {
-	saved.Forgot = fmt.Sprintf("the image %s was missing", v.opt.Image)
-	h := saved.Hard
-	h.Forgot = saved.Forgot
-	p, err := v.log.Load().Write(journal.Batch{Meta: metaOps(&replica.Store{Hard: &h}), Urgent: true})
-	if err == nil {
-		err = p.Wait()
-	}
-	if err != nil {
-		return fmt.Errorf("note that it was missing: %w", err)
-	}
-	return nil
 }
 
 // start lets the goroutines run.

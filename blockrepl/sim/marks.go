@@ -3,6 +3,9 @@ package sim
 import (
 	"fmt"
 	"strings"
+
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
 )
 
 // state is what a server was doing when a fault met it.
@@ -143,4 +146,40 @@ func (m *Marks) String() string {
 		fmt.Fprintf(&b, "\n%-30s %9d", notableNames[t], n)
 	}
 	return b.String()
+}
+
+// state names what the node is doing, for the marks.
+func (n *node) state() state {
+	if !n.up {
+		return stDown
+	}
+	v := n.rep.View(n.now())
+	h := &n.journal.os.hard
+	switch {
+	case v.Role == wire.RoleFailed:
+		return stFailed
+	case v.Blank:
+		return stBlank
+	case v.Role == wire.RoleCandidate:
+		return stCandidate
+	case v.Role == wire.RoleMaster && !v.Serving:
+		return stStarting
+	case v.Role == wire.RoleMaster && h.Proposed != nil:
+		return stChanging
+	case v.Role == wire.RoleMaster && v.State == replica.Suspended:
+		return stSuspended
+	case v.Role == wire.RoleMaster && v.Committed < v.Last:
+		return stWriting
+	case v.Role == wire.RoleMaster:
+		return stServing
+	case v.Resync != nil:
+		return stResync
+	case v.State == replica.CatchingUp:
+		return stCatchUp
+	case v.State == replica.Suspended:
+		return stLost
+	case !n.stale:
+		return stRedo
+	}
+	return stFollowing
 }

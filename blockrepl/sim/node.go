@@ -466,39 +466,3 @@ func (n *node) fsynced(store uint64) {
 	n.kick()
 	n.fsync()
 }
-
-// state names what the node is doing, for the marks.
-func (n *node) state() state {
-	if !n.up {
-		return stDown
-	}
-	v := n.rep.View(n.now())
-	h := &n.journal.os.hard
-	switch {
-	case v.Role == wire.RoleFailed:
-		return stFailed
-	case v.Blank:
-		return stBlank
-	case v.Role == wire.RoleCandidate:
-		return stCandidate
-	case v.Role == wire.RoleMaster && !v.Serving:
-		return stStarting
-	case v.Role == wire.RoleMaster && h.Proposed != nil:
-		return stChanging
-	case v.Role == wire.RoleMaster && v.State == replica.Suspended:
-		return stSuspended
-	case v.Role == wire.RoleMaster && v.Committed < v.Last:
-		return stWriting
-	case v.Role == wire.RoleMaster:
-		return stServing
-	case v.Resync != nil:
-		return stResync
-	case v.State == replica.CatchingUp:
-		return stCatchUp
-	case v.State == replica.Suspended:
-		return stLost
-	case !n.stale:
-		return stRedo
-	}
-	return stFollowing
-}
