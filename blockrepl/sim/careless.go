@@ -106,6 +106,20 @@ func (o *operator) answered(s *Sim, n *node, r *replica.Result) {
 	s.announced(n, rep, why)
 }
 
+// inherits notes that n begins epoch e on the state of a mastership whose losses are the
+// operator's, though that committed nothing: e goes on where it left the others out.
+func (s *Sim) inherits(n *node, e record.Epoch) {
+	t := &s.truth
+	for _, m := range s.nodes {
+		h := &m.journal.os.hard
+		base := h.State.Epoch
+		begun := slices.ContainsFunc(n.journal.os.hard.History, func(b wire.EpochStart) bool { return b.Epoch == base })
+		if h.Promised == e && base.Less(e) && t.wild[base] != "" && t.wild[e] == "" && !begun {
+			t.wild[e] = t.wild[base]
+		}
+	}
+}
+
 // before are the epochs that n's history names before the one it has just begun.
 func (n *node) before() []wire.EpochStart {
 	h := n.journal.os.hard.History

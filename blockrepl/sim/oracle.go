@@ -228,6 +228,9 @@ func (s *Sim) storing(n *node, st *replica.Store) {
 		if rec.Kind == record.KindEpoch && rec.Epoch.Server == n.id && n.rash {
 			s.truth.wild[rec.Epoch], n.rash = "forget", false
 		}
+		if rec.Kind == record.KindEpoch && rec.Epoch.Server == n.id {
+			s.inherits(n, rec.Epoch)
+		}
 		if rec.Seq != last.Seq+1 || rec.Prev != last.Sum {
 			s.fail("numbers dense", "%v stores %d with prev %016x behind %v", n.id, rec.Seq, rec.Prev, last)
 			return
