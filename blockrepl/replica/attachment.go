@@ -130,10 +130,18 @@ func (r *Replica) admissibleMark(rec *record.Record) (wire.Code, string) {
 	return 0, ""
 }
 
-// away reports whether a server has been silent for peer_timeout.
+// away reports whether a server has been silent for peer_timeout of this mastership. One
+// that was not heard before that began may be alive, with the client that holds the volume.
 func (r *Replica) away(id record.ServerID) bool {
 	p := r.peer(id)
-	return p != nil && r.now.Sub(p.lastHeard) > r.cfg.PeerTimeout
+	if p == nil {
+		return false
+	}
+	heard := p.lastHeard
+	if heard == 0 && r.m != nil {
+		heard = r.m.since
+	}
+	return r.now.Sub(heard) > r.cfg.PeerTimeout
 }
 
 // tableChanged takes a numbered or received record into the table, and closes

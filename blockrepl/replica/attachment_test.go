@@ -26,6 +26,33 @@ func TestOtherIdentityIsRefusedWhileTheVolumeIsHeld(t *testing.T) {
 	b.mustComplete(op)
 }
 
+// A master that has just begun has not heard the server of the holder yet, which says
+// nothing of that: another client took the volume within milliseconds of a restart.
+func TestServerNotHeardYetIsNotAway(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, cc := c.node("a"), c.node("c")
+	cc.mustComplete(cc.write(cc.open("db1", 0), 0, "mine"))
+	c.unlink(a, cc)
+	if res := a.command(func(id uint64) Event { return Forget{ID: id, Server: cc.id, Force: true} }); res == nil || res.Err != nil {
+		t.Fatalf("forget c: %+v", res)
+	}
+	c.kill("a")
+	cc.up = false // to a, which finds b alone
+	c.start("a")
+	cc.up = true
+	a.step(Promote{ID: 99})
+	for until := c.now.Add(time.Minute); !a.r.View(c.now).Serving && c.now < until; {
+		c.pass(10 * time.Millisecond)
+	}
+	op := a.write(a.open("db2", 0), 0, "theirs")
+	c.pass(50 * time.Millisecond)
+	if ok, err := a.completed(op); !ok || !errors.Is(err, ErrHeld) {
+		t.Fatalf("completed %v with %v, want ErrHeld", ok, err)
+	}
+	c.pass(2 * a.r.cfg.PeerTimeout)
+	a.mustComplete(a.write(a.open("db2", 0), 0, "theirs now"))
+}
+
 func TestNewerGenerationDiscardsAStalledForward(t *testing.T) {
 	c := three(t, wire.Suspend)
 	a, b, cc := c.node("a"), c.node("b"), c.node("c")

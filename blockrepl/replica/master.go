@@ -15,6 +15,7 @@ type master struct {
 	start   record.Seq
 	serving bool
 	begun   bool // the epoch record and the state are durable here
+	since   Time // it began: who was not heard before was not silent before
 
 	change *change           // of the in-sync set, outcome unknown
 	union  []record.ServerID // proposed since the last outcome: waited for as well (rule 6)
@@ -80,7 +81,7 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 		r.hard.History[n-1].Set = nil
 	}
 	r.role, r.c = wire.RoleMaster, nil
-	r.m = &master{start: first.Seq}
+	r.m = &master{start: first.Seq, since: r.now}
 	// After an accepted loss a number that was committed may be above our end: the
 	// records that get those numbers now are not.
 	if !mutated("keep a commit number that was given up") {
