@@ -14,23 +14,33 @@ import (
 )
 
 // TestChaos does everything at once on real processes in network namespaces: kill
-// -9, SIGSTOP, networks cut in one direction or whole, and an operator who
-// promotes and forgets whenever the program lets him without a flag. Clients write
-// and read all the time; what they may see is checked at each read. When all is
-// over every server becomes healthy by itself and holds the same.
+// -9, SIGSTOP, networks cut in one direction or whole, disks that hang or are full,
+// data directories that vanish, and an operator who promotes and forgets whenever the
+// program lets him without a flag. Clients write and read all the time; what they may
+// see is checked at each read. When all is over every server becomes healthy by itself
+// and holds the same.
 func TestChaos(t *testing.T) {
 	rng := newRand(t)
 	n := newNetwork(t, "a", "b", "c")
-	c := startCluster(t, setup{size: "16MiB", shared: true, peerTimeout: 500 * time.Millisecond, ioTimeout: 10 * time.Second,
+	disks := newDisks(t, "a", "b", "c")
+	c := startCluster(t, setup{size: "16MiB", keep: "64MiB", shared: true, data: func(id string) string { return disks[id].data() }, peerTimeout: 500 * time.Millisecond, ioTimeout: 10 * time.Second,
 		host: n.host, prefix: n.prefix, top: func(*server) string { return "insecure = true\n" }})
 	h := newHistory(rng, killBlocks)
-	l := startLoad(t, h, rng, loadSetup{clients: 4, depth: 16, reads: 4, roam: true, wait: 4 * time.Second}, c.servers...)
+	l := startLoad(t, h, rng, loadSetup{clients: 4, depth: 16, reads: 4, roam: true, full: true, wait: 4 * time.Second}, c.servers...)
+	t.Cleanup(func() {
+		for _, d := range disks {
+			d.thaw(t) // a process whose write hangs cannot be killed
+		}
+	})
 	l.awaitWrites(c, 100, soon)
 
-	x := &chaos{c: c, n: n, h: h, rng: rng, done: map[string]int{}}
+	x := &chaos{disks: disks, full: map[string]bool{}, c: c, n: n, h: h, rng: rng, done: map[string]int{}}
 	until := time.Now().Add(chaosTime(t))
 	for time.Now().Before(until) && !t.Failed() {
 		x.round()
+		if x.rng.IntN(replaceEvery) == 0 {
+			x.replace()
+		}
 	}
 	x.healAll()
 	if t.Failed() {
@@ -53,7 +63,7 @@ func TestChaos(t *testing.T) {
 	for _, what := range slices.Sorted(maps.Keys(x.done)) {
 		t.Logf("%4d × %s", x.done[what], what)
 	}
-	t.Logf("%d writes, %d reads, %d opens", l.writes.Load(), l.reads.Load(), l.opens.Load())
+	t.Logf("%d writes, %d refused for lack of space, %d reads, %d opens", l.writes.Load(), l.space.Load(), l.reads.Load(), l.opens.Load())
 }
 
 func chaosTime(t *testing.T) time.Duration {
@@ -68,14 +78,19 @@ func chaosTime(t *testing.T) time.Duration {
 	return short(30*time.Second, 8*time.Second)
 }
 
+// replaceEvery: after one round of so many a server's data directory is taken away.
+const replaceEvery = 8
+
 // chaos is what is broken now.
 type chaos struct {
-	c    *cluster
-	n    *network
-	h    *history
-	rng  *rand.Rand
-	mend []func() // undo what this round did
-	done map[string]int
+	c     *cluster
+	n     *network
+	h     *history
+	rng   *rand.Rand
+	disks map[string]*disk
+	full  map[string]bool // whose disk is
+	mend  []func()        // undo what this round did
+	done  map[string]int
 }
 
 // round breaks one to three things, lets an operator act, and mends them in any order.
@@ -112,22 +127,20 @@ func (x *chaos) pass(least, most int) {
 func (x *chaos) hurt() {
 	s := x.c.servers[x.rng.IntN(len(x.c.servers))]
 	o := x.c.others(s)[x.rng.IntN(2)]
-	switch x.rng.IntN(5) {
+	switch x.rng.IntN(7) {
 	case 0:
 		if !s.running() {
 			return
 		}
 		x.done["kill -9"]++
-		s.signal(syscall.SIGCONT)
-		s.kill()
+		x.kill(s)
 		s.start()
 	case 1:
 		if !s.running() {
 			return
 		}
 		x.done["kill -9 and away"]++
-		s.signal(syscall.SIGCONT)
-		s.kill()
+		x.kill(s)
 		x.mend = append(x.mend, func() {
 			if !s.running() {
 				s.start()
@@ -153,7 +166,17 @@ func (x *chaos) hurt() {
 			x.cut(s, o)
 			x.cut(o, s)
 		}
+	case 5:
+		x.freeze(s)
+	case 6:
+		x.fill(s)
 	}
+}
+
+func (x *chaos) kill(s *server) {
+	x.disks[s.id].thaw(x.c.t) // what hangs in a write outlives every signal
+	s.signal(syscall.SIGCONT)
+	s.kill()
 }
 
 func (x *chaos) cut(to, from *server) {
