@@ -230,7 +230,7 @@ func (r *Replica) StaleReadable() bool {
 type redo struct {
 	pending bool
 	held    record.Seq // the journal's end at the start of this run
-	to      record.Seq // the first commit number heard from the epoch's master
+	to      record.Seq // the first commit number heard from the master of this epoch
 }
 
 func (d *redo) heard(r *Replica) {

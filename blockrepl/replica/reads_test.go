@@ -283,3 +283,24 @@ func TestMasterKeepsShorterLeasesAlive(t *testing.T) {
 		t.Errorf("%d heartbeats to two slaves in 10 s, want no more than 50", beats)
 	}
 }
+
+// A server that restarted while it was behind heard a commit number that the next
+// mastership, by an accepted loss, never reached: readers with stale=ok waited until
+// so many new writes had come.
+func TestRedoEndsWhereTheNextMastershipsNumbersDo(t *testing.T) {
+	c := three(t, wire.Suspend)
+	b, s := c.node("b"), c.node("c")
+	// As after a restart: of what the master says is committed the journal has nothing yet.
+	s.r.redo = redo{pending: true, held: s.r.last.Seq, to: s.r.last.Seq + 1000}
+	if s.r.StaleReadable() {
+		t.Fatal("the image is taken for the state after a number before the redo ends")
+	}
+	c.kill("a")
+	if res := b.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true, AcceptLoss: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote b: %+v", res)
+	}
+	c.pass(time.Second)
+	if !s.r.StaleReadable() {
+		t.Fatalf("c holds the state after %d of %d and may not be read: %+v", s.r.applied, s.r.commit, s.r.redo)
+	}
+}

@@ -194,6 +194,7 @@ func (r *Replica) follow(p *peer, j *wire.Join, aside *record.Pos) {
 	r.s = slave{master: p.id, joined: true, begin: j.History[len(j.History)-1].First.Seq, line: j.Last, floor: r.s.floor}
 	r.reads.anew()
 	if newEpoch {
+		r.redo.to = 0 // what the master before had committed may never come
 		r.note("following", "epoch", j.Epoch.String(), "master", p.id.String(), "seq", uint64(j.Match.Seq))
 	}
 	var s Store
