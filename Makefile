@@ -9,12 +9,15 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PACKAGES    := nbdkit qemu-utils libnbd-bin python3-libnbd nbd-client fio fuse3 e2fsprogs xfsprogs gnutls-bin mount iproute2 iptables
 FUZZTIME    ?= 20s
+SIMTIME     ?= 2m
+BUBBLETIME  ?= 1m
+CHAOSTIME   ?= 2m
 TESTFLAGS   ?=
 TESTPACKAGES ?= 2
 # One test binary may take this long; all together stay below 15 minutes on two cores.
 TESTTIME    ?= 12m
 
-.PHONY: all build run test ci deps fmt vet lint cross race e2e bench fuzz allocs clean
+.PHONY: all build run test ci deps fmt vet lint cross race e2e bench fuzz allocs schedules clean
 
 all: build
 
@@ -34,8 +37,14 @@ test: deps
 	go test -count=1 -timeout $(TESTTIME) ./cmd/blockrepl/e2e
 
 ## ci: everything that must hold before a change lands
-ci: deps fmt vet lint cross build fuzz allocs
-	$(MAKE) test TESTFLAGS=-race
+ci: deps fmt vet lint cross build fuzz allocs schedules
+	BLOCKREPL_CHAOS=$(CHAOSTIME) $(MAKE) test TESTFLAGS=-race
+
+## schedules: fresh random schedules against the state machines alone (SIMTIME) and against
+## whole servers in a bubble (BUBBLETIME); beside each other, and without the race detector,
+## which plays a tenth of them
+schedules:
+	.ci/schedules $(SIMTIME) $(BUBBLETIME)
 
 ## allocs: what allocates nothing, which the race detector cannot see
 allocs:

@@ -18,6 +18,7 @@ import (
 
 var (
 	schedules = flag.Int("schedules", 60, "how many random schedules run")
+	length    = flag.Duration("length", 0, "run random schedules for so long, however many; 0: -schedules of them")
 	oneSeed   = flag.Uint64("seed", 0, "the one schedule to run; 0 draws some")
 	live      = flag.Bool("live", false, "print what happens when it happens, for a schedule that hangs")
 	showAll   = flag.Bool("trace", false, "a failure shows all that happened")
@@ -34,30 +35,36 @@ func (w *world) refuse(err error) {
 // TestSchedules: clients write, read and move while servers, disks and links fail;
 // then everything heals, and every server must hold one disk's worth of bytes.
 func TestSchedules(t *testing.T) {
-	seeds := []uint64{*oneSeed}
-	if *oneSeed == 0 {
-		seeds = nil
-		for range *schedules {
-			seeds = append(seeds, rand.Uint64())
+	total, began, played := map[string]int{}, time.Now(), 0
+	more := func() bool {
+		switch {
+		case *oneSeed != 0:
+			return played < 1
+		case *length != 0:
+			return time.Since(began) < *length
 		}
+		return played < *schedules
 	}
-	total := map[string]int{}
-	for _, seed := range seeds {
+	for more() && !t.Failed() {
+		seed := *oneSeed
+		if seed == 0 {
+			seed = rand.Uint64()
+		}
 		s := &schedule{hits: map[string]int{}}
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 's'))
 			inBubble(t, seed, 1+min(2, rng.IntN(5)), func(w *world) { s.run(w, rng) })
 			s.hit("undecided sectors", s.w.history.undecided)
 		})
+		played++
 		for k, v := range s.hits {
 			total[k] += v
 		}
 		if t.Failed() && *oneSeed == 0 {
 			t.Logf("repeat with -run TestSchedules -seed %d", seed)
-			break
 		}
 	}
-	t.Logf("%d schedules: %v", len(seeds), total)
+	t.Logf("%d schedules: %v", played, total)
 }
 
 // schedule is the course of one run.
