@@ -130,7 +130,7 @@ func (x *chaos) replace() {
 	}
 	if s == m {
 		what = "data of the master removed"
-		m = c.others(s)[x.rng.IntN(2)]
+		m = x.other(s)
 		c.promote(m)
 	}
 	x.done[what]++

@@ -21,10 +21,11 @@ import (
 // and holds the same.
 func TestChaos(t *testing.T) {
 	rng := newRand(t)
-	n := newNetwork(t, "a", "b", "c")
-	disks := newDisks(t, "a", "b", "c")
-	c := startCluster(t, setup{size: "16MiB", keep: "64MiB", shared: true, data: func(id string) string { return disks[id].data() }, peerTimeout: 500 * time.Millisecond, ioTimeout: 10 * time.Second,
-		host: n.host, prefix: n.prefix, top: func(*server) string { return "insecure = true\n" }})
+	servers, policy := []string{"a", "b", "c"}[:2+min(1, rng.IntN(4))], []string{"suspend", "continue"}[rng.IntN(2)]
+	t.Logf("servers %v, on_degraded = %s", servers, policy)
+	n, disks := newNetwork(t, servers...), newDisks(t, servers...)
+	c := startCluster(t, setup{servers: servers, size: "16MiB", keep: "64MiB", onDegraded: policy, shared: true, peerTimeout: 500 * time.Millisecond, ioTimeout: 10 * time.Second,
+		data: func(id string) string { return disks[id].data() }, host: n.host, prefix: n.prefix, top: func(*server) string { return "insecure = true\n" }})
 	h := newHistory(rng, killBlocks)
 	l := startLoad(t, h, rng, loadSetup{clients: 4, depth: 16, reads: 4, roam: true, full: true, wait: 4 * time.Second}, c.servers...)
 	t.Cleanup(func() {
@@ -124,9 +125,15 @@ func (x *chaos) pass(least, most int) {
 	<-time.After(time.Duration(least+x.rng.IntN(most-least)) * time.Millisecond)
 }
 
+// other is any server but s.
+func (x *chaos) other(s *server) *server {
+	list := x.c.others(s)
+	return list[x.rng.IntN(len(list))]
+}
+
 func (x *chaos) hurt() {
 	s := x.c.servers[x.rng.IntN(len(x.c.servers))]
-	o := x.c.others(s)[x.rng.IntN(2)]
+	o := x.other(s)
 	switch x.rng.IntN(7) {
 	case 0:
 		if !s.running() {
@@ -189,7 +196,7 @@ func (x *chaos) operate() {
 	s := x.c.servers[x.rng.IntN(len(x.c.servers))]
 	args, what := []string{"promote", volumeName}, "promote"
 	if x.rng.IntN(3) == 0 {
-		args, what = []string{"forget", volumeName, x.c.others(s)[x.rng.IntN(2)].id}, "forget"
+		args, what = []string{"forget", volumeName, x.other(s).id}, "forget"
 	}
 	o := s.command(append(args, "--timeout", "3s")...)
 	switch o.code {
