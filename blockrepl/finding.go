@@ -1,7 +1,9 @@
 package blockrepl
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 
@@ -26,12 +28,21 @@ type finding struct {
 	// resyncs counts those that ended: the outcome of a verify that began before says
 	// nothing of the image behind it.
 	resyncs int
+	// lost: the journal holds one that cannot be read. Nothing but a look at the whole
+	// image may take its place.
+	lost bool
 }
 
-// load reads what the last run knew.
-func (f *finding) load(l *journal.Log) error {
+// load reads what the last run knew. It is for people only: a damaged one is told, also
+// by the next start, until a verify or a resync has seen the whole image.
+func (f *finding) load(l *journal.Log, logr *slog.Logger) error {
 	var kept VerifyFinding
 	ok, err := loadMeta(l, keyVerify, &kept)
+	if errors.Is(err, ErrMeta) {
+		f.lost = true
+		logr.Warn("what verify found in this server's image is not known any more; run `blockrepl verify` again", "err", err)
+		return nil
+	}
 	if ok && err == nil {
 		f.now.Store(&kept)
 	}
@@ -54,27 +65,29 @@ func (f *finding) concluded(v *Volume, began int, r *VerifyReport, err error) {
 		next = &VerifyFinding{Source: r.Source, Number: v.app.applied.Load(), Time: v.s.opt.Wall().UTC(),
 			DifferentBytes: r.DifferentBytes, Different: r.Different}
 	}
+	whole := began == f.resyncs && err == nil
 	if began != f.resyncs || err != nil && old != nil {
 		next = old
 	}
-	f.changeLocked(v, old, next)
+	f.changeLocked(v, old, next, whole)
 }
 
 // resynced: the whole image was compared and is on disk.
 func (f *finding) resynced(v *Volume) {
 	f.mu.Lock()
 	f.resyncs++
-	f.changeLocked(v, f.now.Load(), nil)
+	f.changeLocked(v, f.now.Load(), nil, true)
 }
 
 // changeLocked unlocks, and waits until the change is durable. What the journal does
-// not take is known until the next start.
-func (f *finding) changeLocked(v *Volume, old, next *VerifyFinding) {
-	if old == next {
+// not take is known until the next start. With whole the whole image was looked at.
+func (f *finding) changeLocked(v *Volume, old, next *VerifyFinding, whole bool) {
+	if old == next && !(whole && f.lost) {
 		f.mu.Unlock()
 		return
 	}
 	f.now.Store(next)
+	f.lost = false
 	op := journal.MetaOp{Key: keyVerify}
 	if next != nil {
 		op.Value = encodeMeta(next)

@@ -1,8 +1,10 @@
 package blockrepl
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -129,4 +131,51 @@ func TestVerifyThatDidNotSeeTheWholeImageClearsNothing(t *testing.T) {
 	c.awaitHealthy(1)
 	v.finding.concluded(v, began, &VerifyReport{DifferentBytes: 512, Different: []DifferentExtent{{0, 512}}}, nil)
 	c.wantNoFinding(1)
+}
+
+// Bug: a flipped bit in what verify had found, which is for status only, kept the server
+// out of the volume.
+func TestDamagedFindingIsToldAndCostsNothingElse(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	warned := make(chan struct{}, 10)
+	c.change = func(o *Options) {
+		o.Logger = slog.New(slog.NewTextHandler(lineWriter(func(line []byte) {
+			if bytes.Contains(line, []byte("run `blockrepl verify` again")) {
+				warned <- struct{}{}
+			}
+		}), nil))
+	}
+	c.start(0, 1)
+	c.connect(0, "client").write(0, noise(seeded(t), 1<<20))
+	c.awaitHealthy(0, 1)
+	c.equalImages(0, 1)
+	rot(t, c, 1, 5<<20+77)
+	if rep := c.verify(1, false); rep.DifferentBytes != resyncBlock {
+		t.Fatalf("one rotten block: %+v", rep)
+	}
+	uuid := *c.vol(1).uuid.Load()
+	c.stop(1, false)
+	c.spoilMeta(1, append(append([]byte{'m'}, uuid[:]...), keyVerify...))
+	wantWarnings := func(want int) {
+		t.Helper()
+		c.start(1)
+		c.awaitHealthy(1)
+		if got := len(warned); got != want {
+			t.Errorf("%d warnings in a start, want %d", got, want)
+		}
+		for len(warned) > 0 {
+			<-warned
+		}
+	}
+	wantWarnings(1)
+	v := c.vol(1)
+	v.finding.concluded(v, v.finding.begin(), &VerifyReport{}, errors.New("interrupted"))
+	c.stop(1, false)
+	wantWarnings(1)        // nobody looked at the whole image since
+	rot(t, c, 1, 5<<20+77) // flips it back
+	if rep := c.verify(1, false); rep.DifferentBytes != 0 {
+		t.Fatalf("equal images: %+v", rep)
+	}
+	c.stop(1, false)
+	wantWarnings(0)
 }

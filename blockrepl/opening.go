@@ -23,7 +23,7 @@ func (v *Volume) open(logs *foundLogs) (replica.Saved, *failure) {
 		saved, expect, err = v.load(log)
 	}
 	if err == nil {
-		err = v.finding.load(v.log.Load())
+		err = v.finding.load(v.log.Load(), v.logr)
 	}
 	if err != nil {
 		return replica.Saved{}, &failure{"journal", fmt.Errorf("%w; put the data directory back, or start with an empty one", err)}

@@ -104,6 +104,14 @@ type expected struct {
 // loadSaved reads all that the journal knows of a volume. Records are read from
 // the checkpoint and from the table on only, so that a start costs what was
 // written since and not what is kept.
+//
+// Nothing that is damaged here is made anew; the volume takes no part instead. The
+// records that made the table are trimmed soon after it was stored, and with an empty
+// one a volume that grew would have the size of its creation again. A resync would
+// bring the table, but an operator who accepts a loss of records may choose this server
+// before, and would lose the volume's end. The memory is in no record either, and
+// whoever goes on without it gives its word for a member that was restored from an old
+// copy (rule 10). A server that starts blank instead gives none.
 func loadSaved(l *journal.Log) (s replica.Saved, img expected, err error) {
 	hard, _, err := LoadHard(l)
 	if err != nil {

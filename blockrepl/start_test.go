@@ -99,7 +99,7 @@ func TestImageThatCannotBeOpenedLeavesTheOtherVolumesAlone(t *testing.T) {
 // A flipped bit in what the journal keeps beside one volume's records kept the server
 // from starting, with all its volumes; one in its records did not.
 func TestDamagedStateOfAVolumeLeavesTheOthersAlone(t *testing.T) {
-	for _, key := range []string{keyHard, keyTable} { // the volume's name is in the first
+	for _, key := range []string{keyHard, keyTable, keyMemory} { // the volume's name is in the first
 		t.Run(key, func(t *testing.T) {
 			c := newCluster(t, 2, nil)
 			c.two()
@@ -107,7 +107,12 @@ func TestDamagedStateOfAVolumeLeavesTheOthersAlone(t *testing.T) {
 			c.awaitHealthy(0, 1)
 			c.connectTo(0, "vol0").write(0, []byte("1"))
 			c.connectTo(0, "vol1").write(0, []byte("1"))
-			uuid := *c.servers[1].Volume("vol1").uuid.Load()
+			v := c.servers[1].Volume("vol1")
+			c.awaitOf(v, "the state stored", func(VolumeStatus) bool {
+				_, ok, err := v.log.Load().Meta(key)
+				return ok && err == nil
+			})
+			uuid := *v.uuid.Load()
 			c.stop(1, false)
 			c.spoilMeta(1, append(append([]byte{'m'}, uuid[:]...), key...))
 			for range 2 { // the first start changed nothing
