@@ -26,7 +26,7 @@ const imageReserve = 256 << 20
 // in bytes: TRIM gives nothing back that others could take before it is written again.
 const keepBelow = 2 * imageReserve
 
-// spaceStep is the change that is worth an event, in bytes.
+// spaceStep is the change that is worth an event, in bytes of a file system.
 const spaceStep = 1 << 20
 
 type spaceWatch struct {
@@ -43,27 +43,30 @@ func (w *spaceWatch) run(ctx context.Context) {
 	t := time.NewTicker(spaceEvery)
 	defer t.Stop()
 	for {
+		w.look() // at once: while they were opened not all were known that share
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
-		w.look()
 	}
 }
 
 // look tells the volumes whose free space changed.
 func (w *spaceWatch) look() {
+	// All before the first question: what is applied meanwhile may be in the answer or not.
+	at := make([]record.Seq, len(w.s.volumes))
+	for i, v := range w.s.volumes {
+		at[i] = record.Seq(v.app.applied.Load())
+	}
 	byDir := map[string]int64{}
-	for _, v := range w.s.volumes {
-		// Before the look: what is applied meanwhile may be in it or not.
-		at := record.Seq(v.app.applied.Load())
-		free, room := w.freeOf(v, byDir)
-		now := replica.Space{Free: free, Image: wire.Room{Bytes: room, At: at}}
+	for i, v := range w.s.volumes {
+		free, room, takers := w.freeOf(v, byDir)
+		now := replica.Space{Free: free, Image: wire.Room{Bytes: room, At: at[i]}}
 		w.mu.Lock()
 		old, told := w.last[v]
 		// Each number counts against the room until a look has seen what it took.
-		news := !told || now.Image.At != old.Image.At || far(free, old.Free) || far(room, old.Image.Bytes)
+		news := !told || now.Image.At != old.Image.At || far(free, old.Free, 1) || far(room, old.Image.Bytes, takers)
 		if news {
 			w.last[v] = now
 		}
@@ -74,7 +77,14 @@ func (w *spaceWatch) look() {
 	}
 }
 
-func far(a, b int64) bool { return a-b >= spaceStep || b-a >= spaceStep }
+func far(a, b, takers int64) bool { return a-b >= spaceStep/takers || b-a >= spaceStep/takers }
+
+// share is what one of several images on a file system may take of the room there until
+// the next look. A master waits, and refuses nothing, while more than this less
+// SpaceReserve would be on its way: so what all of them have on their way fits.
+func share(room, takers int64) int64 {
+	return min(room, replica.SpaceReserve) + max(0, room-replica.SpaceReserve)/takers
+}
 
 // dirOf is the directory in which an image lies, not that of a link to it. What does
 // not lie on the host is taken by its name.
@@ -87,19 +97,19 @@ func dirOf(path string) string {
 
 // free is how many bytes a volume may still promise now.
 func (w *spaceWatch) free(v *Volume) int64 {
-	free, _ := w.freeOf(v, map[string]int64{})
+	free, _, _ := w.freeOf(v, map[string]int64{})
 	return free
 }
 
 // boundless is the room of an image that asks for none, in bytes.
 const boundless = math.MaxInt64 / 4
 
-// freeOf is free, and how much of that the image may take, uncompressed. It asks each
-// file system once; byDir holds the answers of this look.
-func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) (free, room int64) {
+// freeOf is free, and how much of that the image may take, uncompressed: its share, as one
+// of takers. It asks each file system once; byDir holds the answers of this look.
+func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) (free, room, takers int64) {
 	free = w.s.journal.Free()
 	if v.img == nil || v.img.Device() {
-		return max(1, free), boundless // all of it is allocated
+		return max(1, free), boundless, 1 // all of it is allocated
 	}
 	dir := v.imageDir
 	n, asked := byDir[dir]
@@ -111,36 +121,39 @@ func (w *spaceWatch) freeOf(v *Volume, byDir map[string]int64) (free, room int64
 		}
 		byDir[dir] = n
 	}
-	still, reserve := w.reserve(v)
+	still, reserve, takers := w.reserve(v)
 	v.img.KeepBlocks(still.Left == 0 && reserve < imageReserve && n < keepBelow)
-	room = n - reserve
+	room = share(n-reserve, takers)
 	if still.Left == 0 && still.Spare == 0 {
 		room = boundless // it is only written to
 	}
 	// One byte is as good as none; zero means unknown in a peer's eyes.
-	return max(1, min(free, n-reserve)), max(1, room)
+	return max(1, min(free, n-reserve)), max(1, room), takers
 }
 
-// reserve is what must stay free below a volume's image, and what the image may still
-// take: no more is needed than the images there can ask for. What is allocated is only
-// written to, and the numbers follow each TRIM that gives blocks back: then they must be
-// had again. An image that answers no question just now is taken as it was.
-func (w *spaceWatch) reserve(v *Volume) (image.Room, int64) {
+// reserve is what must stay free below a volume's image, what the image may still take,
+// and how many images there take something: no more is needed than they can ask for.
+// What is allocated is only written to, and the numbers follow each TRIM that gives blocks
+// back: then they must be had again. An image that answers no question just now is taken
+// as it was.
+func (w *spaceWatch) reserve(v *Volume) (still image.Room, need, takers int64) {
 	room, ok := v.img.Room()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if ok {
 		w.rooms[v] = room
 	} else if room, ok = w.rooms[v]; !ok {
-		return image.Room{Left: v.img.Size()}, imageReserve
+		return image.Room{Left: v.img.Size()}, imageReserve, int64(len(w.s.volumes)) + 1
 	}
-	need := room.Spare
-	if room.Left > 0 { // the others there may be faster
-		for _, r := range w.rooms {
-			if r.FileSystem == room.FileSystem {
-				need += min(r.Left, imageReserve)
-			}
+	need = room.Spare
+	for _, r := range w.rooms {
+		if r.FileSystem != room.FileSystem || r.Left == 0 && r.Spare == 0 {
+			continue
+		}
+		takers++
+		if room.Left > 0 { // the others there may be faster
+			need += min(r.Left, imageReserve)
 		}
 	}
-	return room, min(need, imageReserve)
+	return room, min(need, imageReserve), max(1, takers)
 }

@@ -123,11 +123,9 @@ func TestAllocatedImageNeedsNoReserve(t *testing.T) {
 	c.await(0, "taken again", func(VolumeStatus) bool { return cl.change(OpWrite, 0, one, 0) == nil })
 }
 
-// Space was reserved for an image by a record's encoded bytes. Of what compresses well
-// far more was committed than the image's file system could take before anybody looked at
-// it again: instead of ENOSPC for the client every server left the volume, and none
-// came back before there was room.
-func TestFullImageRefusesWhatCompressesWell(t *testing.T) {
+// smallFS is a file system of 512 MiB.
+func smallFS(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512m"); err != nil {
 		t.Skipf("needs a small file system: %v", err)
@@ -137,32 +135,77 @@ func TestFullImageRefusesWhatCompressesWell(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	c := newCluster(t, 1, nil)
-	c.volume.Size, c.volume.Image = 2<<30, filepath.Join(dir, "vol0")
-	c.start(0)
-	cl := c.connect(0, "client")
+	return dir
+}
+
+// fillUp begins to write what compresses well, many writes at once, until the volume is
+// full or each was refused.
+func (tc *testConn) fillUp(all *sync.WaitGroup, writers int, size int64, refused *atomic.Int64) {
 	one := bytes.Repeat([]byte{0xff}, 4<<20)
-	var next, refused atomic.Int64
-	var all sync.WaitGroup
-	for range 8 {
+	next := new(atomic.Int64)
+	for range writers {
 		all.Go(func() {
 			for {
 				off := next.Add(int64(len(one))) - int64(len(one))
-				if off >= c.volume.Size {
+				if off >= size {
 					return
 				}
-				err := cl.change(OpWrite, off, one, 0)
+				err := tc.change(OpWrite, off, one, 0)
 				if errors.Is(err, syscall.ENOSPC) {
 					refused.Add(1)
 					return
 				}
 				if err != nil {
-					t.Errorf("write at %d MiB, to a file system of 512: %v, want ENOSPC", off>>20, err)
+					tc.c.t.Errorf("write at %d MiB, to a file system of 512: %v, want ENOSPC", off>>20, err)
 					return
 				}
 			}
 		})
 	}
+}
+
+// Bug: each of several volumes with images on one file system promised all that was free
+// there: together they filled it, and left.
+func TestVolumesShareTheFreeSpaceOfAFileSystem(t *testing.T) {
+	dir := smallFS(t)
+	c := newCluster(t, 1, nil)
+	c.change = func(o *Options) {
+		for _, name := range []string{"vol1", "vol2", "vol3"} {
+			v := c.volume
+			v.Name, v.Image = name, filepath.Join(dir, name)
+			o.Volumes = append(o.Volumes, v)
+		}
+	}
+	c.volume.Size, c.volume.Image = 2<<30, filepath.Join(dir, "vol0")
+	c.start(0)
+	var refused atomic.Int64
+	var all sync.WaitGroup
+	for _, v := range c.servers[0].Volumes() {
+		c.connectTo(0, v.name).fillUp(&all, 32, c.volume.Size, &refused)
+	}
+	all.Wait()
+	for _, v := range c.servers[0].Volumes() {
+		if st := v.Status(t.Context()); st.State == StateFailed {
+			t.Errorf("volume %s failed: %s", v.name, st.Reason)
+		}
+	}
+	if refused.Load() != 4*32 {
+		t.Errorf("%d writes were refused, want the last of each of %d writers", refused.Load(), 4*32)
+	}
+}
+
+// Space was reserved for an image by a record's encoded bytes. Of what compresses well
+// far more was committed than the image's file system could take before anybody looked at
+// it again: instead of ENOSPC for the client every server left the volume, and none
+// came back before there was room.
+func TestFullImageRefusesWhatCompressesWell(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.volume.Size, c.volume.Image = 2<<30, filepath.Join(smallFS(t), "vol0")
+	c.start(0)
+	cl := c.connect(0, "client")
+	var refused atomic.Int64
+	var all sync.WaitGroup
+	cl.fillUp(&all, 8, c.volume.Size, &refused)
 	all.Wait()
 	if st := c.status(0); st.State == StateFailed || refused.Load() == 0 {
 		t.Errorf("the volume is %s, %d writes were refused: %s", st.State, refused.Load(), st.Reason)
@@ -181,5 +224,5 @@ func TestFullImageRefusesWhatCompressesWell(t *testing.T) {
 		t.Errorf("after a restart the volume is %s: %s", st.State, st.Reason)
 	}
 	cl = c.connectAs(0, ClientInfo{Identity: "client", Takeover: true})
-	cl.wantRead(0, one)
+	cl.wantRead(0, bytes.Repeat([]byte{0xff}, 4<<20))
 }

@@ -108,7 +108,7 @@ func newVolume(s *Server, opt VolumeOptions, logs *foundLogs) (*Volume, error) {
 	s.marks.drop(nameID(v.name)) // older servers wrote it, and the file has room for one a volume
 	saved, broken := v.open(logs)
 	saved.Image.At = saved.Hard.Checkpoint
-	saved.Free, saved.Image.Bytes = s.space.freeOf(v, map[string]int64{})
+	saved.Free, saved.Image.Bytes, _ = s.space.freeOf(v, map[string]int64{})
 	members := sortedIDs(opt.Servers)
 	cfg := replica.Config{
 		Self: s.opt.ID, Incarnation: s.id.Incarnation, PeerTimeout: s.opt.PeerTimeout,
