@@ -76,6 +76,31 @@ func TestStatusSaysHowFarAVerifyIs(t *testing.T) {
 	}
 }
 
+// A device that grew was zeroed for minutes, in which nothing was applied, and nothing
+// said so.
+func TestStatusSaysHowFarAGrownDeviceIsZeroed(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	progress, end := c.servers[0].Volume("vol0").growing()
+	shown := func() *WorkStatus {
+		st, _ := ask[Status](t, c.servers[0], "GET", "/v1/status", "")
+		return st.Volumes[0].Work
+	}
+	if got := shown(); got != nil {
+		t.Errorf("before there is anything to zero: %+v", got)
+	}
+	for _, done := range []int64{0, 400} {
+		progress(done, 1000)
+		if got := shown(); got == nil || got.What != "resize" || got.DoneBytes != done || got.TotalBytes != 1000 {
+			t.Errorf("work: %+v, want resize: %d of 1000", got, done)
+		}
+	}
+	end()
+	if got := shown(); got != nil {
+		t.Errorf("work that has ended: %+v", got)
+	}
+}
+
 func TestJournalEndpointListsRecords(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	c.start(0)

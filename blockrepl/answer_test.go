@@ -68,7 +68,7 @@ func TestAnswerMakesTheImagesEqual(t *testing.T) {
 		size := 512 * (1 + rnd.Int64N(resyncWindow/512))
 		ours, theirs := sparseImage(t, rnd, size), sparseImage(t, rnd, size)
 		if rnd.IntN(3) == 0 { // the master's volume has become smaller
-			if err := ours.Resize(512 * (1 + rnd.Int64N(size/512))); err != nil {
+			if err := ours.Resize(512*(1+rnd.Int64N(size/512)), nil); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -166,7 +166,7 @@ func (a *applier) step(from, to record.Seq) (last record.Seq, bytes int64, faile
 			if err := a.flush(); err != nil {
 				return 0, 0, err
 			}
-			if err := a.v.img.Resize(rec.Length); err != nil {
+			if err := a.v.resizeImage(rec.Length); err != nil {
 				return 0, 0, &failure{"image", fmt.Errorf("record %d: %w", rec.Seq, err)}
 			}
 			continue

@@ -72,7 +72,7 @@ func (s *syncer) run(c *copying) error {
 		return c.ctx.Err()
 	}
 	if s.v.img.Size() != c.order.Size {
-		if err := s.v.img.Resize(c.order.Size); err != nil {
+		if err := s.v.resizeImage(c.order.Size); err != nil {
 			return err
 		}
 	}

@@ -202,3 +202,29 @@ func (v *Volume) holds(size int64) wire.SizeAnswer {
 	}
 	return wire.SizeAnswer{OK: true}
 }
+
+// resizeImage gives the image another size, and shows how far it is: zeroing what a
+// device grew by may take minutes, in which nothing else is applied, since records behind
+// may write there. It cannot be done before the size is numbered, when the volume has no
+// claim on these bytes.
+func (v *Volume) resizeImage(size int64) error {
+	progress, end := v.growing()
+	defer end()
+	return v.img.Resize(size, progress)
+}
+
+// growing shows zeroing as work, once there is some.
+func (v *Volume) growing() (progress func(done, total int64), end func()) {
+	var w *work
+	progress = func(done, total int64) {
+		if w == nil {
+			w = v.begin("resize", total)
+		}
+		w.done.Store(done)
+	}
+	return progress, func() {
+		if w != nil {
+			v.end(w)
+		}
+	}
+}

@@ -53,7 +53,8 @@ type VolumeStatus struct {
 	JournalBytes int64       `json:"journal_bytes"`
 	// Resync is nil unless State is resyncing.
 	Resync *ResyncStatus `json:"resync,omitempty"`
-	// Work is nil unless a verify or an init is under way here.
+	// Work is nil unless a verify, an init, or the zeroing of what a device grew by is
+	// under way here.
 	Work *WorkStatus `json:"work,omitempty"`
 	// Verify is nil unless a verify found that the image here differs, and neither a
 	// later one nor a resync has mended it. It outlives a restart.
@@ -99,9 +100,9 @@ type ResyncStatus struct {
 	LeftSeconds float64 `json:"left_seconds"`
 }
 
-// WorkStatus is how far a command is that reads or writes a whole image.
+// WorkStatus is how far a command is that reads or writes a large part of an image.
 type WorkStatus struct {
-	What        string  `json:"what"` // verify, init
+	What        string  `json:"what"` // verify, init, resize
 	DoneBytes   int64   `json:"done_bytes"`
 	TotalBytes  int64   `json:"total_bytes"`
 	LeftSeconds float64 `json:"left_seconds"`

@@ -6,8 +6,8 @@ import (
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 )
 
-// Comes from: verify and init, which may read or write a whole image. Does: counts
-// how far they are. Goes to: the status.
+// Comes from: verify and init, which may read or write a whole image, and the zeroes of a
+// device that grew. Does: counts how far they are. Goes to: the status.
 
 // work is one of them under way.
 type work struct {

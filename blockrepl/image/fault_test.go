@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -44,10 +45,10 @@ func script(im *Image, model []byte) (string, error) {
 	if _, err := im.HashBlocks(nil, 0, size, 4096); err != nil {
 		return "read", err
 	}
-	if err := im.Resize(size / 2); err != nil {
+	if err := im.Resize(size/2, nil); err != nil {
 		return "resize", err
 	}
-	if err := im.Resize(size); err != nil {
+	if err := im.Resize(size, nil); err != nil {
 		return "resize", err
 	}
 	clear(model[size/2:])
@@ -65,7 +66,7 @@ func refuses(t *testing.T, im *Image, want error) {
 	_, usageErr := im.Usage()
 	for op, err := range map[string]error{
 		"Apply": im.Apply([]Change{write(0, p)}), "ReadAt": im.ReadAt(p, 0), "ReadNow": nowErr, "Sync": im.Sync(),
-		"Resize": im.Resize(1024), "Extents": mapErr, "HashBlocks": hashErr, "IsZero": zeroErr, "Usage": usageErr,
+		"Resize": im.Resize(1024, nil), "Extents": mapErr, "HashBlocks": hashErr, "IsZero": zeroErr, "Usage": usageErr,
 		"ZeroAll": im.ZeroAll(t.Context(), nil),
 	} {
 		if !errors.Is(err, want) {
@@ -168,7 +169,7 @@ func TestNoSpaceAtAnyCallIsHealedByTheSameChanges(t *testing.T) {
 		if err := im.ReadAt(make([]byte, 1), size-1); !errors.Is(err, ErrNoSpace) {
 			t.Fatalf("call %d: read of a torn image: %v", n, err)
 		}
-		if err := im.Resize(size); !errors.Is(err, ErrNoSpace) {
+		if err := im.Resize(size, nil); !errors.Is(err, ErrNoSpace) {
 			t.Fatalf("call %d: resize of a torn image: %v", n, err)
 		}
 		if err := im.Apply(batch[1:]); !errors.Is(err, ErrNoSpace) {
@@ -252,7 +253,7 @@ func TestExtentsOutsideAreRefusedBeforeAnythingIsDone(t *testing.T) {
 			t.Errorf("a refused batch was begun: %x, %v", p[:4], err)
 		}
 		for _, n := range []int64{0, -512, 513, record.MaxSize + 512} {
-			if err := im.Resize(n); !errors.Is(err, ErrRange) {
+			if err := im.Resize(n, nil); !errors.Is(err, ErrRange) {
 				t.Errorf("resize to %d: %v", n, err)
 			}
 		}
@@ -270,7 +271,7 @@ func TestGrownDeviceIsZeroDurablyWhileReadsGoOn(t *testing.T) {
 	im := unable(at(t, Options{Path: loopOver(t, backing), Size: small})) // zeroes are in the page cache first
 	im.locks.rlock(^stripeSet(0))
 	done := make(chan error, 1)
-	go func() { done <- im.Resize(size) }()
+	go func() { done <- im.Resize(size, nil) }()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	// A power cut now would leave what the backing file holds.
@@ -301,6 +302,31 @@ func TestGrownDeviceIsZeroDurablyWhileReadsGoOn(t *testing.T) {
 	whole(t, im, append(fill(small, 7), make([]byte, size-small)...))
 }
 
+func TestResizeTellsHowFarADeviceIsZeroed(t *testing.T) {
+	const small = 1<<20 + 512
+	const size = small + 2*zeroStep + 1<<20
+	im := at(t, Options{Path: loop(t, size), Size: small})
+	var told []int64
+	err := im.Resize(size, func(done, total int64) {
+		if total != size-small || im.Size() != small {
+			t.Errorf("%d bytes are to be zeroed, want %d; the size is %d already", total, int64(size-small), im.Size())
+		}
+		told = append(told, done)
+	})
+	if want := []int64{0, zeroStep, 2 * zeroStep}; err != nil || !slices.Equal(told, want) {
+		t.Errorf("told %d, %v; want %d", told, err, want)
+	}
+	never := func(done, total int64) {
+		t.Errorf("%d of %d bytes are zeroed where there is nothing to zero", done, total)
+	}
+	if err := im.Resize(small, never); err != nil {
+		t.Error(err)
+	}
+	if err := sparse(t, small).Resize(size, never); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestResizeNeverShowsOldBytes(t *testing.T) {
 	const size = 1 << 20
 	kinds(t, size, func(t *testing.T, open func(testing.TB) *Image) {
@@ -309,7 +335,7 @@ func TestResizeNeverShowsOldBytes(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, n := range []int64{size / 2, size, 512, size} {
-			if err := im.Resize(n); err != nil {
+			if err := im.Resize(n, nil); err != nil {
 				t.Fatal(err)
 			}
 			if im.Size() != n {
@@ -334,7 +360,7 @@ func TestADeviceDoesNotGrow(t *testing.T) {
 	if _, err := im.Holds(5 << 20); !errors.Is(err, ErrSize) {
 		t.Errorf("holds: %v", err)
 	}
-	if err := im.Resize(5 << 20); !errors.Is(err, ErrSize) || errors.Is(err, ErrFailed) {
+	if err := im.Resize(5<<20, nil); !errors.Is(err, ErrSize) || errors.Is(err, ErrFailed) {
 		t.Errorf("resize: %v", err)
 	}
 	if err := im.Apply([]Change{write(4<<20-512, fill(512, 1))}); err != nil {

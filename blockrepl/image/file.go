@@ -158,14 +158,24 @@ func (d *file) segment(off, end int64) (int64, bool, error) {
 
 // prepare zeroes what the volume left behind its end on a device when it shrank, or
 // what the device held before it grew: it is not the volume's.
-func (d *file) prepare(size int64) (wrote bool, err error) {
+func (d *file) prepare(size int64, progress func(done, total int64)) (wrote bool, err error) {
 	if !d.device {
 		return false, nil
 	}
 	if err := d.deviceHolds(size); err != nil || size <= d.size {
 		return false, err
 	}
-	return true, d.zero(d.size, size-d.size, true)
+	for done, total := int64(0), size-d.size; done < total; {
+		if progress != nil {
+			progress(done, total)
+		}
+		step := min(total-done, zeroStep)
+		if err := d.zero(d.size+done, step, true); err != nil {
+			return true, err
+		}
+		done += step
+	}
+	return true, nil
 }
 
 func (d *file) resize(size int64) error {

@@ -75,8 +75,9 @@ type disk interface {
 	// its end, at most end, and whether it is a hole.
 	segment(off, end int64) (to int64, hole bool, err error)
 	// prepare does for a resize what is long: it zeroes bytes behind the present size,
-	// which nobody reads, beside reads and syncs. wrote: a sync must come before resize.
-	prepare(size int64) (wrote bool, err error)
+	// which nobody reads, beside reads and syncs, in steps of which progress hears.
+	// wrote: a sync must come before resize.
+	prepare(size int64, progress func(done, total int64)) (wrote bool, err error)
 	resize(size int64) error
 	// holds is resize without doing it; and how many bytes the file system lacks to
 	// take all of it, where that is known.
@@ -148,8 +149,9 @@ func (im *Image) Sync() error {
 
 // Resize changes the volume's size. New bytes read as zeroes. ErrSize where a
 // device has not that many. It is durable with the next Sync; the zeroes of a device
-// are before the size is seen, and reads go on while they are written.
-func (im *Image) Resize(size int64) error {
+// are before the size is seen, and reads go on while they are written. progress, which
+// may be nil, hears how many of them are, in bytes; never where there is nothing to zero.
+func (im *Image) Resize(size int64, progress func(done, total int64)) error {
 	if size <= 0 || size > record.MaxSize || size%sector != 0 {
 		return im.wrap("resize", record.Extent{}, fmt.Errorf("%w: %d bytes: must be a multiple of %d, from %d to %d",
 			ErrRange, size, sector, sector, int64(record.MaxSize)))
@@ -160,7 +162,7 @@ func (im *Image) Resize(size int64) error {
 		return h.err
 	}
 	old := im.size.Load()
-	wrote, err := im.disk.prepare(size)
+	wrote, err := im.disk.prepare(size, progress)
 	if wrote && err == nil {
 		// After a power cut the journal may know the new size, and a redo sees nothing
 		// to zero then.

@@ -78,7 +78,7 @@ func (d *plain) zero(off, n int64, _ bool) error {
 // but writev of others may move d.end; so nothing but the size is believed.
 func (d *plain) segment(_, end int64) (int64, bool, error) { return end, false, nil }
 
-func (d *plain) prepare(int64) (bool, error) { return false, nil }
+func (d *plain) prepare(int64, func(done, total int64)) (bool, error) { return false, nil }
 
 // resize zeroes what a smaller volume leaves behind its end: there is no truncate.
 func (d *plain) resize(size int64) error {
