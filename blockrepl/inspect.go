@@ -43,6 +43,17 @@ func JournalInfoOf(name string, l *journal.Log) (JournalInfo, error) {
 		Sum: hex64(last.Sum), Bytes: l.Bytes(), Quarantines: qs}, err
 }
 
+// SizeOf reads of a volume's journal what a start reads, and gives the size that the
+// volume's image must have, in bytes, 0 when the volume does not exist yet; with grow a
+// file may be shorter, after a crash. ErrMeta for a saved state that is damaged.
+func SizeOf(l *journal.Log) (size int64, grow bool, err error) {
+	saved, img, err := loadSaved(l)
+	if err != nil || saved.Hard.State.Epoch.IsZero() {
+		return 0, false, err
+	}
+	return sizeOf(&saved), img.short, nil
+}
+
 // DamagedInfoOf describes the journal of a volume whose records are not known.
 func DamagedInfoOf(n *NamedLog) JournalInfo {
 	qs, err := quarantines(n.Log)

@@ -78,10 +78,7 @@ func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 	known := !saved.Hard.State.Epoch.IsZero()
 	size := v.opt.Size
 	if known {
-		size = saved.Hard.State.Size
-		if saved.Table.Size > 0 {
-			size = saved.Table.Size
-		}
+		size = sizeOf(saved)
 	}
 	o := image.Options{Path: v.opt.Image, Size: size, Create: true, Grow: expect.short}
 	if known && (saved.Hard.Checkpoint > 0 || saved.Hard.Resync != nil) && saved.Forgot == "" {
@@ -107,6 +104,9 @@ func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 	v.logr.Warn("image is not believed", "reason", cmp.Or(saved.Forgot, saved.Unlike))
 	return nil
 }
+
+// sizeOf is a known volume's size in its image's file, in bytes.
+func sizeOf(s *replica.Saved) int64 { return cmp.Or(s.Table.Size, s.Hard.State.Size) }
 
 // missed notes, durably before there is an image again, that there was none: should
 // this start fail, the next one finds an image.

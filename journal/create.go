@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -82,6 +83,19 @@ func (j *Journal) beginCreation() error {
 	}
 	j.creating = true
 	return syncDir(j.fs, j.o.Dir)
+}
+
+// wasCreated gives fs.ErrNotExist for what beginCreation would begin with.
+func (j *Journal) wasCreated() error {
+	names, err := j.fs.List(j.o.Dir)
+	if err != nil {
+		return fmt.Errorf("list directory: %w", err)
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { return n == "LOCK" })
+	if len(names) == 0 || slices.Contains(names, creatingName) {
+		return fmt.Errorf("the directory is empty, or its creation was cut short: %w", fs.ErrNotExist)
+	}
+	return nil
 }
 
 // endCreation makes the new database count.

@@ -48,7 +48,8 @@ type Journal struct {
 func Open(o Options) (*Journal, error) { return open(o, false) }
 
 // OpenReadOnly opens an existing journal of a stopped server for looking at it.
-// Nothing is written, not even what a recovery would clean up.
+// Nothing is written, not even what a recovery would clean up. fs.ErrNotExist where Open
+// would make one.
 func OpenReadOnly(o Options) (*Journal, error) { return open(o, true) }
 
 func open(o Options, readOnly bool) (*Journal, error) {
@@ -107,6 +108,8 @@ func (j *Journal) openDB() error {
 	}
 	if !j.readOnly {
 		err = j.beginCreation()
+	} else {
+		err = j.wasCreated()
 	}
 	if err == nil {
 		err = j.openPebble()

@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -95,11 +96,30 @@ func TestReadOnlyLooksAndDoesNotTouch(t *testing.T) {
 	if _, err := OpenReadOnly(o); err == nil {
 		t.Error("OpenReadOnly made a journal")
 	}
+	if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // empty; then with the lock file that the first look left
+		if _, err := OpenReadOnly(o); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("OpenReadOnly of an empty directory: %v, want %v", err, fs.ErrNotExist)
+		}
+	}
 	j := mustOpen(t, o)
 	recs := chain(vol1, record.Pos{}, 10, 500)
 	mustWrite(t, mustLog(t, j, vol1), Batch{Records: recs})
 	mustClose(t, j)
-	j, err := OpenReadOnly(o)
+	creating, err := o.FS.Create(o.FS.PathJoin(o.Dir, creatingName), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	creating.Close()
+	if _, err := OpenReadOnly(o); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("OpenReadOnly of a creation that was cut short: %v, want %v", err, fs.ErrNotExist)
+	}
+	if err := o.FS.Remove(o.FS.PathJoin(o.Dir, creatingName)); err != nil {
+		t.Fatal(err)
+	}
+	j, err = OpenReadOnly(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -116,6 +116,39 @@ func MayCreate(path string) error {
 	return fmt.Errorf("%w: no device %s, and no file is made below /dev, where the next boot would lose it: attach or activate the device, or correct the name", fs.ErrNotExist, path)
 }
 
+// Fits is ErrSize where the file or device at path has not the bytes of a volume of size
+// bytes. It opens nothing for writing. With Options.Grow, and where it is missing or empty,
+// Open makes a file that long.
+func Fits(path string, size int64, grow bool) error {
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.Mode().IsRegular() {
+		if have := st.Size(); have > 0 && have < size && !grow {
+			return tooSmall("file", have, size)
+		}
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	have, err := deviceSize(int(f.Fd()))
+	if err == nil && have < size {
+		err = tooSmall("device", have, size)
+	}
+	return err
+}
+
+func tooSmall(what string, have, size int64) error {
+	return fmt.Errorf("%w: the %s has %d bytes, the volume %d", ErrSize, what, have, size)
+}
+
 // createFile makes the file under its lock and removes it if that fails halfway.
 func (im *Image) createFile(o *Options) (err error) {
 	if err := o.onCreate(); err != nil {
@@ -197,7 +230,7 @@ func (im *Image) openRegular(o *Options) (err error) {
 		return fmt.Errorf("%w: the file is empty; name a size", ErrSize)
 	case st.Size() >= d.size:
 	case !o.Grow:
-		return fmt.Errorf("%w: the file has %d bytes, the volume %d", ErrSize, st.Size(), d.size)
+		return tooSmall("file", st.Size(), d.size)
 	default:
 		if err := d.truncate(d.size); err != nil {
 			return fmt.Errorf("make it %d bytes long: %w", d.size, err)
@@ -241,7 +274,7 @@ func (im *Image) openDevice(o *Options) (err error) {
 		d.size = have / sector * sector
 	}
 	if have < d.size || d.size == 0 {
-		return fmt.Errorf("%w: the device has %d bytes, the volume %d", ErrSize, have, d.size)
+		return tooSmall("device", have, d.size)
 	}
 	im.use(d)
 	return nil

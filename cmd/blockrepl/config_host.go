@@ -22,7 +22,11 @@ import (
 // its volumes.
 func (c *Config) checkHost() []error {
 	stops, images := c.checkStart()
-	return append(stops, images...)
+	problems := append(stops, images...)
+	if checkDataFree(c.Data) == nil { // else its server has the journal open
+		problems = append(problems, c.checkSaved()...)
+	}
+	return problems
 }
 
 // checkStart is checkHost with what is wrong with images apart: each keeps its own
