@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -383,5 +385,33 @@ func TestServeStartsBesideAnImageThatCannotBeOpened(t *testing.T) {
 	}
 	if log := s.errs.String(); !strings.Contains(log, "the others start") || !strings.Contains(log, "volume failed") {
 		t.Errorf("the log does not say what is wrong: %s", log)
+	}
+}
+
+// The unit ran "check" first, which refuses an image that cannot be opened: systemd did
+// not start the server, although "serve" would have started it with its other volumes.
+func TestUnitStartsTheServerBesideAnImageThatCannotBeOpened(t *testing.T) {
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "blockrepl.toml")
+	text := fmt.Sprintf("cluster = \"lab\"\nid = \"a\"\ndata = %q\n[[volume]]\nname = \"vol0\"\nsize = \"1MiB\"\n"+
+		"[[volume]]\nname = \"vol1\"\nsize = \"1MiB\"\nimage = %q\n", filepath.Join(dir, "data"), dir)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	starts := 0
+	for line := range strings.Lines(readDoc(t, "deploy/systemd/blockrepl.service")) {
+		key, command, _ := strings.Cut(strings.TrimSpace(line), "=")
+		words := strings.Fields(strings.ReplaceAll(command, "/etc/blockrepl/blockrepl.toml", conf))
+		switch {
+		case key == "ExecStart" && slices.Equal(words, []string{"/usr/local/bin/blockrepl", "serve", "--config", conf}):
+			starts++
+		case key == "ExecStartPre", key == "ExecCondition", key == "ExecReload" && filepath.Base(words[0]) == "blockrepl":
+			if code, _, errs := runHere(t, words[1:]...); code != exitOK {
+				t.Errorf("%s: exit %d: %s", strings.TrimSpace(line), code, errs)
+			}
+		}
+	}
+	if starts != 1 {
+		t.Errorf("found %d lines that start the server, want 1", starts)
 	}
 }
