@@ -46,7 +46,7 @@ func (c *Config) checkStart() (stops, images []error) {
 }
 
 // checkReload is checkHost for a server that runs already: what it holds itself, its
-// data and the images that holds names, is in use by nobody else.
+// data and the images that holds names, is in use by nobody else, and was judged before.
 func (c *Config) checkReload(holds func(image string) bool) []error {
 	var p problems
 	p.add(checkWritableDir("data", c.Data))

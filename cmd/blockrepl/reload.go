@@ -159,14 +159,16 @@ func (r *reloader) read(ctx context.Context) (*candidate, error) {
 	return next, nil
 }
 
-// holds reports whether the image is one that this server has open.
+// holds reports whether the image is one that this server has open, or would have: what
+// was wrong with it at the start, or is by now, is not for a reload to refuse.
 func (r *reloader) holds(image string) bool {
-	st, err := os.Stat(image)
-	if err != nil {
-		return false
-	}
+	st, statErr := os.Stat(image)
 	for _, v := range r.cfg.own() {
-		if own, err := os.Stat(v.imagePath(r.cfg.Data)); err == nil && os.SameFile(st, own) {
+		path := v.imagePath(r.cfg.Data)
+		if path == filepath.Clean(image) {
+			return true
+		}
+		if own, err := os.Stat(path); err == nil && statErr == nil && os.SameFile(st, own) {
 			return true
 		}
 	}

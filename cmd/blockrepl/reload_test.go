@@ -277,6 +277,27 @@ func TestReloadOfSomethingWrongChangesNothingAndSaysWhy(t *testing.T) {
 	}
 }
 
+// A server that goes on beside an image that is not there took no new certificate and no
+// new permission: each reload was refused for that image.
+func TestReloadIsNotRefusedForAnImageThatWasMissingBefore(t *testing.T) {
+	pki := makePKI(t, "lab", "--server", "a=h", "--client", "db1", "--client", "db2")
+	const missing = "[[volume]]\nname = \"vol2\"\nsize = \"1MiB\"\nimage = \"/dev/blockrepl/missing\"\n"
+	s := startReloadable(t, pki, missing+"[[nbd_tls.client]]\nname = \"db1\"\n")
+	// One that is wrong since this reload would keep the volume away at the next start.
+	s.configure("", missing+strings.NewReplacer("vol2", "vol3", "missing", "mistyped").Replace(missing)+"[[nbd_tls.client]]\nname = \"db2\"\n")
+	s.reload()
+	if _, err := s.open(pki, "db2", "vol0?readonly"); err == nil {
+		t.Error("the new permissions took effect beside a new image that is wrong")
+	}
+	s.configure("", missing+"[[nbd_tls.client]]\nname = \"db2\"\n")
+	s.reload()
+	if _, err := s.open(pki, "db2", "vol0?readonly"); err != nil {
+		t.Errorf("the new permissions took no effect: %v", err)
+	}
+	wantLog(t, s.end(), `msg="configuration not reloaded; everything stays as it was"`, "no device /dev/blockrepl/mistyped",
+		`msg="configuration reloaded"`, "changed=[nbd_tls.client]")
+}
+
 func mustRead(t *testing.T, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
