@@ -153,7 +153,7 @@ var (
 )
 
 // Each metric, and each value of a label, that the dashboard and the alerts use is
-// one that a server gives.
+// one that a server gives; and the runbook has those that a server gives, and no others.
 func TestTidyDashboardAndAlertsUseMetricsThatExist(t *testing.T) {
 	dir := t.TempDir()
 	notify, next := notifySocket(t)
@@ -191,6 +191,22 @@ func TestTidyDashboardAndAlertsUseMetricsThatExist(t *testing.T) {
 		if len(names) < 4 {
 			t.Errorf("%s: found %d metrics, want more: does the test still read it?", doc, len(names))
 		}
+	}
+	runbook := readDoc(t, "deploy/RUNBOOK.md")
+	ours := regexp.MustCompile(`(?m)^blockrepl_[a-z_]+`).FindAllString(given, -1)
+	slices.Sort(ours)
+	for _, name := range slices.Compact(ours) {
+		if !strings.Contains(runbook, "`"+name+"`") {
+			t.Errorf("deploy/RUNBOOK.md does not say what %s is", name)
+		}
+	}
+	for _, m := range regexp.MustCompile("`(blockrepl_[a-z_]+)`").FindAllStringSubmatch(runbook, -1) {
+		if !slices.Contains(ours, m[1]) {
+			t.Errorf("deploy/RUNBOOK.md: no metric %s", m[1])
+		}
+	}
+	if len(ours) < 10 {
+		t.Errorf("a server gives %d metrics, want more: does the test still read them?", len(ours))
 	}
 	if code := s.stop(t, syscall.SIGTERM); code != 0 {
 		t.Errorf("SIGTERM: exit %d", code)
