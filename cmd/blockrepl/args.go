@@ -41,9 +41,13 @@ func permute(app *cli.App, args []string) []string {
 			continue
 		}
 		options = append(options, word)
-		if len(rest) > 0 && takesValue(flags, word) {
-			options, rest = append(options, rest[0]), rest[1:]
+		if !takesValue(flags, word) {
+			continue
 		}
+		if len(rest) == 0 {
+			return append(out, options...) // refused; with what follows it, that would be its value
+		}
+		options, rest = append(options, rest[0]), rest[1:]
 	}
 	out = append(out, options...)
 	// The shell completion's word must stay last.

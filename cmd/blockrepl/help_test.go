@@ -90,6 +90,7 @@ func TestOptionsMayFollowArguments(t *testing.T) {
 		{"promote --admin=x:1 vol0", "promote --admin=x:1 -- vol0"},
 		{"forget vol0 c --admin x:1", "forget --admin x:1 -- vol0 c"},
 		{"forget -- vol0 --admin", "forget vol0 --admin"},
+		{"promote vol0 --dry-run --admin", "promote --dry-run --admin"}, // whose value is missing, and must not be found behind it
 		{"status", "status"},
 		{"status --watch", "status --watch"},
 		{"promote vol0 --generate-bash-completion", "promote vol0 --generate-bash-completion"},
