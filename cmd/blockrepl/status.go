@@ -246,6 +246,10 @@ func lagText(v *blockrepl.VolumeStatus, p *blockrepl.PeerStatus) string {
 	switch {
 	case v.Role != "master":
 		return ""
+	case p.State == "resync": // the records that it has say nothing about its image
+		return "gets the image"
+	case p.LagRecords == 0 && (p.State == "down" || p.State == "probe"): // and may have lost it since
+		return "had everything"
 	case p.LagRecords == 0:
 		return "has everything"
 	case p.Durable == 0: // a new master was not told yet what it has

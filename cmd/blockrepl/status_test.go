@@ -249,6 +249,20 @@ func TestAnInterruptedCommandSaysThatItMayGoOn(t *testing.T) {
 	}
 }
 
+// A server that is down, with another disk even, and one whose image was being copied
+// were said to have everything.
+func TestLagIsOfWhatAPeerHasNow(t *testing.T) {
+	v := &blockrepl.VolumeStatus{Role: "master"}
+	for state, want := range map[string]string{"live": "has everything", "catch-up": "has everything", "down": "had everything", "probe": "had everything", "resync": "gets the image"} {
+		if got := lagText(v, &blockrepl.PeerStatus{State: state, Durable: 7}); got != want {
+			t.Errorf("a peer in state %s without a lag: %q, want %q", state, got, want)
+		}
+	}
+	if got := lagText(v, &blockrepl.PeerStatus{State: "resync", Durable: 7, LagRecords: 2}); got != "gets the image" {
+		t.Errorf("a peer in resync behind by 2: %q", got)
+	}
+}
+
 func TestLagOfAPeerThatANewMasterNeverHeardIsABound(t *testing.T) {
 	v := &blockrepl.VolumeStatus{Role: "master"}
 	if got := lagText(v, &blockrepl.PeerStatus{Server: "a", State: "down", LagRecords: 261, LagBytes: 504, LagSeconds: 3}); got != "behind at most 261 records" {
