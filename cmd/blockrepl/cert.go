@@ -49,7 +49,7 @@ EXIT STATUS:
 			configFlag(),
 			&cli.StringSliceFlag{Name: "server", Usage: "a server as `ID=HOST,HOST`: names and addresses that clients use (repeat)"},
 			&cli.StringSliceFlag{Name: "client", Usage: "a client's `NAME` (repeat)"},
-			&durationFlag{cli.DurationFlag{Name: "valid", Value: 5 * 365 * 24 * time.Hour, Usage: "certificates are valid for `TIME`; the CA twice as long"}},
+			&durationFlag{cli.DurationFlag{Name: "valid", Value: 5 * 365 * 24 * time.Hour, Usage: "certificates are valid for `TIME`, five years by default; the CA twice as long"}},
 			jsonFlag(),
 		},
 		Action: cert,

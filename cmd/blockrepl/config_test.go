@@ -102,7 +102,7 @@ func TestConfigurationMistakesAreNamed(t *testing.T) {
 		{"same image twice", "", "image = \"/d\"\n" + volume + "name = \"vol1\"\nsize = \"1GiB\"\nimage = \"//d\"\n", "have the same image"},
 		{"log", "cluster", "log = \"xml\"\ncluster", "want text or json"},
 		{"log level", "cluster", "log_level = \"loud\"\ncluster", "want debug, info, warn or error"},
-		{"timeout", "cluster", "peer_timeout = \"1ms\"\ncluster", "want 100ms to 10m0s"},
+		{"timeout", "cluster", "peer_timeout = \"1ms\"\ncluster", "want 100ms to 10m"},
 		{"timeout without unit", "cluster", "peer_timeout = \"2\"\ncluster", `duration "2": want a number with ms, s, m or h, as "2s", "500ms" or "1m"`},
 		{"timeout that is a number", "cluster", "io_timeout = 60\ncluster", `key "io_timeout": duration "60": want a number with ms`},
 		{"timeout without quotes", "cluster", "peer_timeout = 2s # short\ncluster", `:2: a number with a unit stands in quotes, as "2s"`},

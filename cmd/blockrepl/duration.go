@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -31,8 +32,17 @@ func (d *Duration) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// String gives "2s".
-func (d Duration) String() string { return time.Duration(d).String() }
+// String gives "2s", "10m" and "24h": without the zeroes of time.Duration's text.
+func (d Duration) String() string {
+	text := time.Duration(d).String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
 
 // durationFlag is the option of a command whose errors say what is accepted, by
 // ParseDuration; the library's is "parse error".

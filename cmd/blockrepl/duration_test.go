@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/urfave/cli/v2"
 )
@@ -45,10 +46,23 @@ func TestEveryDurationOptionSaysWhatItAccepts(t *testing.T) {
 
 func TestDurationOfAnOptionWinsOverTheEnvironments(t *testing.T) {
 	t.Setenv("BLOCKREPL_PEER_TIMEOUT", "20ms")
-	for option, want := range map[string]string{"": "peer_timeout 20ms: want 100ms to 10m0s", "--peer-timeout=30ms": "peer_timeout 30ms: want"} {
+	for option, want := range map[string]string{"": "peer_timeout 20ms: want 100ms to 10m", "--peer-timeout=30ms": "peer_timeout 30ms: want"} {
 		args := strings.Fields("check --cluster lab --id a " + option)
 		if code, _, errs := runHere(t, args...); code != exitUsage || !strings.Contains(errs, want) {
 			t.Errorf("%q: exit %d, %q, want %q", option, code, errs, want)
 		}
+	}
+}
+
+// As people write them; time.Duration's own text is "24h0m0s".
+func TestDurationsAreToldWithoutZeroes(t *testing.T) {
+	for d, want := range map[time.Duration]string{0: "0s", 10 * time.Second: "10s", 10 * time.Minute: "10m", time.Hour: "1h", 100 * time.Hour: "100h",
+		time.Hour + 30*time.Second: "1h0m30s", 90 * time.Minute: "1h30m", 500 * time.Millisecond: "500ms", 43800 * time.Hour: "43800h"} {
+		if got := Duration(d).String(); got != want {
+			t.Errorf("%s: got %s, want %s", d, got, want)
+		}
+	}
+	if _, out, _ := runHere(t, "verify", "--help"); !strings.Contains(out, "(default: 24h)") {
+		t.Errorf("the help does not say (default: 24h):\n%s", out)
 	}
 }

@@ -86,7 +86,9 @@ func optionsHelp(flags []cli.Flag) string {
 			fmt.Fprintf(&b, "%s\n%*s", option, optionColumn, "")
 		}
 		b.WriteString(usage)
-		if dd, ok := f.(*durationFlag); ok && dd.Value != 0 || !ok && d.TakesValue() && d.GetDefaultText() != "" {
+		if dd, ok := f.(*durationFlag); ok && dd.Value != 0 {
+			fmt.Fprintf(&b, " (default: %s)", Duration(dd.Value))
+		} else if !ok && d.TakesValue() && d.GetDefaultText() != "" {
 			fmt.Fprintf(&b, " (default: %s)", strings.Trim(d.GetDefaultText(), `"`))
 		}
 		if vars := d.GetEnvVars(); len(vars) > 0 {
