@@ -371,7 +371,7 @@ func TestImageLostInTheMiddleOfAResyncIsCopiedWhole(t *testing.T) {
 	if err == nil {
 		err = p.Wait()
 	}
-	if err = errors.Join(err, j.Close(), os.Remove(filepath.Join(o.DataDir, "images", "vol0.img"))); err != nil {
+	if err = errors.Join(err, j.Close(), os.WriteFile(filepath.Join(o.DataDir, "images", "vol0.img"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	c.start(2)

@@ -43,15 +43,21 @@ func JournalInfoOf(name string, l *journal.Log) (JournalInfo, error) {
 		Sum: hex64(last.Sum), Bytes: l.Bytes(), Quarantines: qs}, err
 }
 
-// SizeOf reads of a volume's journal what a start reads, and gives the size that the
-// volume's image must have, in bytes, 0 when the volume does not exist yet; with grow a
-// file may be shorter, after a crash. ErrMeta for a saved state that is damaged.
-func SizeOf(l *journal.Log) (size int64, grow bool, err error) {
+// Wanted is what a volume's journal expects of its image.
+type Wanted struct {
+	Size   int64 // bytes; 0: the volume does not exist yet
+	Grow   bool  // a file may be shorter, after a crash
+	Filled bool  // it had content: where it is missing the server makes none
+}
+
+// WantedOf reads of a volume's journal what a start reads. ErrMeta for a saved state that
+// is damaged.
+func WantedOf(l *journal.Log) (Wanted, error) {
 	saved, img, err := loadSaved(l)
 	if err != nil || saved.Hard.State.Epoch.IsZero() {
-		return 0, false, err
+		return Wanted{}, err
 	}
-	return sizeOf(&saved), img.short, nil
+	return Wanted{sizeOf(&saved), img.short, filled(&saved)}, nil
 }
 
 // DamagedInfoOf describes the journal of a volume whose records are not known.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -207,7 +208,10 @@ func TestWritesAfterAnAcceptedLossReachAnImageAheadOfItsJournal(t *testing.T) {
 	c.connect(0, "client").wantRead(0, want)
 }
 
-func TestMissingImageIsResynced(t *testing.T) {
+// A disk that was mounted late left an image of zeroes in the directory below, and its
+// server was not believed for good, also when the disk was there again. Nothing is made
+// where an image is missing; who wants a new one says so with an empty file.
+func TestMissingImageIsWaitedForAndAnEmptyOneIsFilled(t *testing.T) {
 	c := newCluster(t, 2, nil)
 	r := seeded(t)
 	c.start(0, 1)
@@ -215,7 +219,24 @@ func TestMissingImageIsResynced(t *testing.T) {
 	cl.write(0, noise(r, 1<<20))
 	c.awaitHealthy(0, 1)
 	c.stop(1, false) // with a checkpoint: the records are not redone
-	if err := os.Remove(c.options(1).DataDir + "/images/vol0.img"); err != nil {
+	image := c.imagePath(1)
+	if err := os.Rename(image, image+".away"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewServer(c.options(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err == nil || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "touch "+image) {
+		t.Fatalf("start without the image: %v", err)
+	}
+	if err := os.Rename(image+".away", image); err != nil {
+		t.Fatal(err)
+	}
+	c.start(1)
+	c.awaitHealthy(0, 1)
+	c.stop(1, false)
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.start(1)
@@ -327,10 +348,10 @@ func TestFullHistoryFitsTheJournal(t *testing.T) {
 	}
 }
 
-// A missing image was made anew, and then the start failed for another reason. The
+// An empty image was made anew, and then the start failed for another reason. The
 // next start found an image, of the right size and with the zeroes that had been
 // written last, and believed it.
-func TestMissingImageIsNotForgottenByAFailedStart(t *testing.T) {
+func TestEmptyImageIsNotForgottenByAFailedStart(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	r := seeded(t)
 	c.start(0)
@@ -340,7 +361,7 @@ func TestMissingImageIsNotForgottenByAFailedStart(t *testing.T) {
 		cl.write(i*sampleBytes, make([]byte, sampleBytes))
 	}
 	c.stop(0, false)
-	if err := os.Remove(c.imagePath(0)); err != nil {
+	if err := os.WriteFile(c.imagePath(0), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.change = func(o *Options) {
@@ -363,7 +384,7 @@ func TestMissingImageIsNotForgottenByAFailedStart(t *testing.T) {
 	c.change = nil
 	c.start(0)
 	st := c.await(0, "not believed", func(s VolumeStatus) bool { return s.State == StateDiverged })
-	if !strings.Contains(st.Reason, "was missing") {
+	if !strings.Contains(st.Reason, "was empty") {
 		t.Errorf("reason is %q", st.Reason)
 	}
 }

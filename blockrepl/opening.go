@@ -2,7 +2,10 @@ package blockrepl
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
@@ -71,9 +74,10 @@ func (v *Volume) load(log *journal.Log) (replica.Saved, expected, error) {
 	return saved, expect, nil
 }
 
-// openImage opens the image, or makes it. An image that is missing, that has bytes
-// of which the journal knows nothing, or that is not like the samples of the last
-// checkpoint, is not believed.
+// openImage opens the image, or makes that of a new volume. Where one that had content is
+// missing, its disk may not be mounted yet: nothing is made in its place. An image that is
+// empty, that has bytes of which the journal knows nothing, or that is not like the
+// samples of the last checkpoint, is not believed.
 func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 	known := !saved.Hard.State.Epoch.IsZero()
 	size := v.opt.Size
@@ -81,17 +85,21 @@ func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 		size = sizeOf(saved)
 	}
 	o := image.Options{Path: v.opt.Image, Size: size, Create: true, Grow: expect.short}
-	if known && (saved.Hard.Checkpoint > 0 || saved.Hard.Resync != nil) && saved.Forgot == "" {
-		// In the middle of a resync too: the mark speaks of extents that were in it.
-		o.OnCreate = func() error { return v.missed(saved) }
+	if known && filled(saved) {
+		o.OnCreate = func(empty bool) error {
+			if !empty {
+				return imageLost(v.opt.Image)
+			}
+			return v.emptied(saved)
+		}
 	}
 	img, err := v.s.opt.OpenImage(o)
 	if err != nil {
-		return fmt.Errorf("open image: %w", err)
+		return err
 	}
 	v.img, v.imageDir = img, dirOf(v.opt.Image)
 	switch {
-	case o.OnCreate != nil && img.Created():
+	case o.OnCreate != nil && img.Created(): // emptied says so
 	case !known && !img.Blank() && saved.Forgot == "":
 		saved.Unlike = fmt.Sprintf("the image %s has content, and the journal knows nothing of it; use `blockrepl init` or another image", v.opt.Image)
 	default:
@@ -108,10 +116,29 @@ func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 // sizeOf is a known volume's size in its image's file, in bytes.
 func sizeOf(s *replica.Saved) int64 { return cmp.Or(s.Table.Size, s.Hard.State.Size) }
 
-// missed notes, durably before there is an image again, that there was none: should
-// this start fail, the next one finds an image.
-func (v *Volume) missed(saved *replica.Saved) error {
-	saved.Forgot = fmt.Sprintf("the image %s was missing", v.opt.Image)
+// filled reports whether the image had content: in the middle of a resync too, whose mark
+// speaks of extents that were in it.
+func filled(s *replica.Saved) bool { return s.Hard.Checkpoint > 0 || s.Hard.Resync != nil }
+
+func imageLost(path string) error {
+	return fmt.Errorf("%w: mount its disk or correct the path, and start again; if it is lost, make an empty file, to be filled from another server: touch %s", fs.ErrNotExist, path)
+}
+
+// ImageThere is an error where no image is at path, and a journal knows of one with content.
+func ImageThere(path string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return imageLost(path)
+	}
+	return nil
+}
+
+// emptied notes, durably before there is an image again, that it was empty: should this
+// start fail, the next one finds an image.
+func (v *Volume) emptied(saved *replica.Saved) error {
+	if saved.Forgot != "" {
+		return nil // it is not believed anyway
+	}
+	saved.Forgot = fmt.Sprintf("the image %s was empty", v.opt.Image)
 	h := saved.Hard
 	h.Forgot = saved.Forgot
 	p, err := v.log.Load().Write(journal.Batch{Meta: metaOps(&replica.Store{Hard: &h}), Urgent: true})
@@ -119,7 +146,7 @@ func (v *Volume) missed(saved *replica.Saved) error {
 		err = p.Wait()
 	}
 	if err != nil {
-		return fmt.Errorf("note that it was missing: %w", err)
+		return fmt.Errorf("note that it was empty: %w", err)
 	}
 	return nil
 }

@@ -24,8 +24,9 @@ type Options struct {
 	// Create makes the file, sparse, where nothing is at Path, or an empty file,
 	// as a crash of Create leaves it; where MayCreate has no objection.
 	Create bool
-	// OnCreate, when set, is called before Create makes a file; its error is Open's.
-	OnCreate func() error
+	// OnCreate, when set, is called before Create makes a file, or takes the empty one
+	// that is there; its error is Open's.
+	OnCreate func(empty bool) error
 	// Grow allows a file shorter than Size, after a crash between a resize and the
 	// next Sync; else that is ErrSize, as the missing end is somebody's data.
 	Grow bool
@@ -151,7 +152,7 @@ func tooSmall(what string, have, size int64) error {
 
 // createFile makes the file under its lock and removes it if that fails halfway.
 func (im *Image) createFile(o *Options) (err error) {
-	if err := o.onCreate(); err != nil {
+	if err := o.onCreate(false); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(o.Path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -175,11 +176,11 @@ func (im *Image) createFile(o *Options) (err error) {
 	return im.useNew(f, o)
 }
 
-func (o *Options) onCreate() error {
+func (o *Options) onCreate(empty bool) error {
 	if err := MayCreate(o.Path); err != nil || o.OnCreate == nil {
 		return err
 	}
-	return o.OnCreate()
+	return o.OnCreate(empty)
 }
 
 // useNew gives an empty file its size, durably, and uses it.
@@ -216,7 +217,7 @@ func (im *Image) openRegular(o *Options) (err error) {
 		return err
 	}
 	if st.Size() == 0 && o.Create {
-		if err := o.onCreate(); err != nil {
+		if err := o.onCreate(true); err != nil {
 			return err
 		}
 		return im.useNew(f, o)

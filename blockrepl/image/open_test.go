@@ -306,7 +306,7 @@ func TestWhoWantsToKnowIsAskedBeforeAFileIsMade(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		o := Options{Path: path, Size: 1 << 20, Create: true, OnCreate: func() error {
+		o := Options{Path: path, Size: 1 << 20, Create: true, OnCreate: func(bool) error {
 			if st, err := os.Stat(path); err == nil && st.Size() > 0 {
 				t.Errorf("empty %t: the file was made before", empty)
 			}
@@ -319,7 +319,12 @@ func TestWhoWantsToKnowIsAskedBeforeAFileIsMade(t *testing.T) {
 			t.Errorf("empty %t: the file was made all the same", empty)
 		}
 		asked := 0
-		o.OnCreate = func() error { asked++; return nil }
+		o.OnCreate = func(e bool) error {
+			if asked++; e != empty {
+				t.Errorf("told that a file is there: %t, want %t", e, empty)
+			}
+			return nil
+		}
 		if err := at(t, o).Close(); err != nil || asked != 1 {
 			t.Errorf("empty %t: asked %d times, %v", empty, asked, err)
 		}
@@ -352,7 +357,7 @@ func TestMissingDeviceIsNotMadeAFile(t *testing.T) {
 	refused := func(path string) {
 		t.Helper()
 		asked := false
-		im, err := Open(Options{Path: path, Size: 1 << 20, Create: true, OnCreate: func() error { asked = true; return nil }})
+		im, err := Open(Options{Path: path, Size: 1 << 20, Create: true, OnCreate: func(bool) error { asked = true; return nil }})
 		if err == nil {
 			im.Close()
 		}

@@ -15,7 +15,7 @@ func checkCommand() *cli.Command {
 		UsageText: "blockrepl check --config FILE\n   blockrepl check FILE FILE FILE",
 		Description: `Says what "serve" would refuse: unknown keys with line and nearest key, ids, sizes,
 addresses, TLS files, an image or a data directory in use by another process.
-An image that cannot be opened or is smaller than its volume, and damage of what the
+An image that cannot be opened, is missing or smaller than its volume, and damage of what the
 journal keeps of a volume, are among them, though "serve" starts the other volumes. The
 journal is read for that as at a start, which may take a while after a crash.
 Also, without refusing it, where file systems are too small for the images, and

@@ -17,7 +17,7 @@ import (
 // volume says the same of itself.
 
 // checkSaved gives what keeps volumes that are there already from taking part: damage of
-// what the journal keeps of them, and images that are smaller than they are.
+// what the journal keeps of them, and images that are missing or smaller than they are.
 func (c *Config) checkSaved() []error {
 	var logs []blockrepl.NamedLog
 	j, err := journal.OpenReadOnly(journal.Options{Dir: blockrepl.JournalDir(c.Data)})
@@ -41,7 +41,7 @@ func (c *Config) checkLogs(logs []blockrepl.NamedLog) []error {
 		}
 	}
 	for _, v := range c.own() {
-		size, grow := int64(v.Size), false
+		want := blockrepl.Wanted{}
 		i := slices.IndexFunc(logs, func(n blockrepl.NamedLog) bool { return n.Name == v.Name })
 		if i < 0 && nameless {
 			continue // it may be that one, and of any size
@@ -50,17 +50,20 @@ func (c *Config) checkLogs(logs []blockrepl.NamedLog) []error {
 			err := logs[i].Err
 			next := damagedNext(false)
 			if err == nil {
-				size, grow, err = blockrepl.SizeOf(logs[i].Log)
+				want, err = blockrepl.WantedOf(logs[i].Log)
 				next = damagedNext(true)
 			}
 			if err != nil {
 				p.add(fmt.Errorf("volume %q: %w; %s", v.Name, err, next))
 				continue
 			}
-			size = cmp.Or(size, int64(v.Size))
 		}
 		path := v.imagePath(c.Data)
-		if err := image.Fits(path, size, grow); errors.Is(err, image.ErrSize) { // checkImage tells all others
+		err := image.Fits(path, cmp.Or(want.Size, int64(v.Size)), want.Grow)
+		if err == nil && want.Filled {
+			err = blockrepl.ImageThere(path)
+		}
+		if errors.Is(err, image.ErrSize) || errors.Is(err, fs.ErrNotExist) { // checkImage tells all others
 			p.add(fmt.Errorf("volume %q: image %s: %w", v.Name, path, err))
 		}
 	}

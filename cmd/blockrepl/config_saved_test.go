@@ -55,6 +55,22 @@ func TestCheckSeesAnImageThatIsTooSmall(t *testing.T) {
 	checkOf(t, data, "size=1MiB") // it is made anew, and resynced
 }
 
+// An image that had content is not made anew where it is missing; check said nothing.
+func TestCheckSeesAnImageThatIsMissing(t *testing.T) {
+	checkpointed := func(s *blockrepl.Server) error { return s.Stop(t.Context(), false) }
+	data, _ := twoVolumesTo(t, checkpointed)
+	image := filepath.Join(data, "images", "vol1.img")
+	checkOf(t, data, "size=1MiB")
+	if err := os.Remove(image); err != nil {
+		t.Fatal(err)
+	}
+	checkOf(t, data, "size=1MiB", `volume "vol1": image `+image, "mount its disk", "touch "+image)
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	checkOf(t, data, "size=1MiB") // it is made anew, and resynced
+}
+
 // cutTable leaves one byte of a volume's table, which a server writes with its first
 // checkpoint.
 func cutTable(t *testing.T, data, uuid string) {

@@ -15,6 +15,12 @@ import (
 // uuid of vol0.
 func twoVolumes(t *testing.T) (data, uuid string) {
 	t.Helper()
+	return twoVolumesTo(t, (*blockrepl.Server).Close)
+}
+
+// twoVolumesTo is twoVolumes with another end of the server.
+func twoVolumesTo(t *testing.T, end func(*blockrepl.Server) error) (data, uuid string) {
+	t.Helper()
 	id := record.MustServerID("a")
 	o := blockrepl.Options{Cluster: "lab", ID: id, DataDir: filepath.Join(t.TempDir(), "data"), Peers: "127.0.0.1:0",
 		Servers: []blockrepl.ServerAddr{{ID: id, Addr: "127.0.0.1:0"}}}
@@ -36,7 +42,11 @@ func twoVolumes(t *testing.T) (data, uuid string) {
 		}
 		c.Close()
 	}
-	return o.DataDir, s.Volume("vol0").Status(t.Context()).UUID
+	uuid = s.Volume("vol0").Status(t.Context()).UUID
+	if err := end(s); err != nil {
+		t.Fatal(err)
+	}
+	return o.DataDir, uuid
 }
 
 // spoilKey flips a bit in a value of vol0: of the log's state, or of its small state.
