@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"math"
 	"net"
 	"strconv"
 	"sync"
@@ -90,6 +91,7 @@ func tune(conn net.Conn, keepAlive time.Duration) {
 	case *net.TCPConn:
 		_ = t.SetNoDelay(true)
 		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive / 2, Interval: keepAlive / 2 / keepAliveProbes, Count: keepAliveProbes})
+		giveUp(t, keepAlive)
 		unpace(t)
 	case *net.UnixConn:
 		// A unix socket's buffer does not grow by itself as TCP's does; with the usual 208 KiB a large reply is a dozen
@@ -104,6 +106,18 @@ func tune(conn net.Conn, keepAlive time.Duration) {
 			}
 		})
 	}
+}
+
+// giveUp bounds how long the peer may owe an acknowledgement, of data or of an offered byte while it takes none: the
+// kernel sends no keep-alive meanwhile, and would go on for about a quarter of an hour.
+func giveUp(t *net.TCPConn, after time.Duration) {
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(min(after.Milliseconds(), math.MaxInt32)))
+	})
 }
 
 // unpace takes congestion control that paces, such as BBR, from a connection within this host: there is no bottleneck to

@@ -36,3 +36,33 @@ func TestConnectionWithinTheHostIsNotPaced(t *testing.T) {
 		t.Errorf("congestion control is %q, want reno", name)
 	}
 }
+
+// Keep-alive asks nothing while data waits for an acknowledgement: a client whose host lost its power in the middle of
+// a reply kept its connection, and what it held, for the kernel's quarter of an hour.
+func TestVanishedPeerThatOwesAnAcknowledgementIsGivenUpToo(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	tune(conn, 42*time.Second)
+	var got int
+	if e := rawConn(conn).Control(func(fd uintptr) {
+		got, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
+	}); e != nil || err != nil {
+		t.Fatal(e, err)
+	}
+	if want := 42_000; got != want {
+		t.Errorf("data may stay unacknowledged for %d ms, want %d", got, want)
+	}
+}
