@@ -105,6 +105,8 @@ func (c *conn) serve() {
 		return
 	}
 	defer c.server.leave(c)
+	c.quota.share = c.server.budget.open(c.info.Name)
+	defer c.server.budget.close(c.info.Name)
 	if c.server.comings.allow() {
 		c.log.Info("nbd client attached", "export", c.info.Name, "size", c.info.Size, "readonly", c.info.ReadOnly,
 			"tls", c.client.TLS, "unlogged", c.server.comings.skipped())

@@ -84,7 +84,8 @@ type Limits struct {
 	MaxRequests int
 	// MaxConnBytes is how many bytes of buffers the requests of one connection may hold. Default 64 MiB.
 	MaxConnBytes int64
-	// MaxBytes is how many bytes of buffers all connections may hold beyond 512 KiB each. Default 256 MiB.
+	// MaxBytes is how many bytes of buffers all connections may hold beyond 512 KiB each. While several exports are open
+	// those of one may hold at most as much of it as they leave to the others, or one request. Default 256 MiB.
 	MaxBytes int64
 }
 
