@@ -50,7 +50,7 @@ func (l *Log) dropped(drop []span, n uint64, tomb bool) {
 		}
 		g.fresh += n
 	}
-	enough := g.fresh >= l.j.o.MemTableBytes
+	enough := g.fresh >= l.j.o.MemTableBytes || l.j.space.short.Load()
 	if enough {
 		g.fresh = 0
 	}
@@ -75,8 +75,12 @@ func (g *garbage) take(j *Journal) []span {
 			break
 		}
 	}
+	all := memTables * j.o.MemTableBytes
+	if j.space.short.Load() {
+		all = min(all, trimBytes)
+	}
 	switch {
-	case j.onDisk(join(g.list)) >= memTables*j.o.MemTableBytes:
+	case j.onDisk(join(g.list)) >= all:
 		ripe = len(g.list)
 	case ripe >= leftoversMax || j.onDisk(join(g.list[:ripe])) >= j.o.MemTableBytes:
 	default:

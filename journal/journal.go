@@ -71,8 +71,8 @@ func open(o Options, readOnly bool) (*Journal, error) {
 		logs:   map[record.VolumeID]*Log{},
 	}
 	j.fs = newFailStop(o.FS, j.fail)
-	j.space.init(o)
 	j.janitor.init() // pebble flushes while it opens
+	j.space.init(o, j.janitor.wake)
 	if err := j.openDB(); err != nil {
 		return nil, fmt.Errorf("open journal %s: %w", o.Dir, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,6 +14,8 @@ import (
 type space struct {
 	reserve int64
 	ask     func() (int64, error)
+	cramped func()      // called when a look finds less than the reserve; must not wait
+	short   atomic.Bool // the last look found so
 
 	mu      sync.Mutex
 	known   int64     // free bytes at the last look
@@ -21,7 +24,8 @@ type space struct {
 	disk    bool      // pebble met a full disk since then
 }
 
-func (s *space) init(o Options) {
+func (s *space) init(o Options, cramped func()) {
+	s.cramped = cramped
 	s.reserve = max(0, o.ReserveBytes)
 	s.ask = o.FreeBytes
 	if s.ask == nil {
@@ -44,6 +48,10 @@ func (s *space) lookLocked() (int64, error) {
 			return 0, fmt.Errorf("ask for free space: %w", err)
 		}
 		s.known, s.at, s.written, s.disk = free, now, 0, false
+		s.short.Store(free < s.reserve)
+		if free < s.reserve {
+			s.cramped()
+		}
 	}
 	return s.known - s.written, nil
 }

@@ -87,3 +87,43 @@ func TestFlushOntoAFullDiskIsTriedAgain(t *testing.T) {
 		mustClose(t, j)
 	})
 }
+
+// What was trimmed of a volume lay in tables until it was a memtable's size: with many volumes a disk that was full stayed
+// so although nobody needed what was on it, until a restart.
+func TestFullDiskIsFreedOfTheLittleThatEachVolumeTrims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const volumes, each = 6, 2 << 20
+		o := options(t, vfs.NewMem())
+		o.MemTableBytes = 4 << 20
+		o.ReserveBytes = 10 << 20
+		size, used := int64(1<<30), func() int64 { return 0 } // of the disk
+		o.FreeBytes = func() (int64, error) { return size - used(), nil }
+		j := mustOpen(t, o)
+		defer mustClose(t, j) // within the bubble
+		var logs []*Log
+		for i := range volumes {
+			l := mustLog(t, j, record.VolumeID{1, byte(i)})
+			mustWrite(t, l, Batch{Records: chain(l.Volume(), record.Pos{}, each/3000, 3000)})
+			if err := j.db.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			logs = append(logs, l)
+		}
+		used = j.DiskBytes
+		size = used() + 6<<20
+		j.space.full() // no old look counts
+		if got := j.Free(); got != 0 {
+			t.Fatalf("Free = %d on a full disk, want 0", got)
+		}
+		for _, l := range logs {
+			if err := l.Trim(l.Last().Seq); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		j.space.full()
+		if got := j.Free(); got < volumes*each/2 {
+			t.Errorf("Free = %d after all was trimmed, want half of %d or more", got, volumes*each)
+		}
+	})
+}
