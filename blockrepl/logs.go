@@ -20,7 +20,7 @@ import (
 // starting.
 func (s *Server) salvage() error {
 	ids, err := s.journal.Volumes()
-	if err != nil {
+	if err != nil && !errors.Is(err, journal.ErrIncomplete) { // findLogs tells that
 		return fmt.Errorf("list volumes of the journal: %w", err)
 	}
 	for _, id := range ids {
@@ -61,11 +61,15 @@ type NamedLog struct {
 }
 
 // NamedLogs gives the logs of a journal's volumes, also damaged ones, by name. The
-// error is about the journal as a whole: what volumes it has is not known.
+// error is about the journal as a whole: what volumes it has is not known; with
+// journal.ErrIncomplete there are those that are given, and there may be more.
 func NamedLogs(j *journal.Journal) ([]NamedLog, error) {
-	ids, err := j.Volumes()
-	if err != nil {
-		return nil, fmt.Errorf("list volumes of the journal: %w", err)
+	ids, listErr := j.Volumes()
+	if listErr != nil {
+		listErr = fmt.Errorf("list volumes of the journal: %w", listErr)
+	}
+	if listErr != nil && !errors.Is(listErr, journal.ErrIncomplete) {
+		return nil, listErr
 	}
 	var logs []NamedLog
 	for _, id := range ids {
@@ -85,7 +89,7 @@ func NamedLogs(j *journal.Journal) ([]NamedLog, error) {
 		logs = append(logs, n)
 	}
 	slices.SortFunc(logs, func(a, b NamedLog) int { return cmp.Compare(a.Name, b.Name) })
-	return logs, nil
+	return logs, listErr
 }
 
 // LogsByName is NamedLogs where no damage can be gone on with.
@@ -116,11 +120,14 @@ type foundLogs struct {
 
 // findLogs is LogsByName for a start: damage is for the volume to which it happened.
 func (s *Server) findLogs() (*foundLogs, error) {
+	f := &foundLogs{whole: map[string]*journal.Log{}, damaged: map[string]error{}}
 	list, err := NamedLogs(s.journal)
-	if err != nil {
+	if errors.Is(err, journal.ErrIncomplete) {
+		s.opt.Logger.Error("the journal's list of volumes is damaged; those that have records were found by them", "err", err)
+		f.nameless = append(f.nameless, err)
+	} else if err != nil {
 		return nil, err
 	}
-	f := &foundLogs{whole: map[string]*journal.Log{}, damaged: map[string]error{}}
 	promises := map[record.VolumeID]bool{} // these volumes find by themselves (Volume.load)
 	for _, v := range s.opt.Volumes {
 		promises[nameID(v.Name)] = true

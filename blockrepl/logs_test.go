@@ -2,6 +2,8 @@ package blockrepl
 
 import (
 	"bytes"
+	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -77,6 +79,80 @@ func TestDamagedJournalStateOfAVolumeLeavesTheOthersAlone(t *testing.T) {
 			first.write(1<<20, one)
 			c.equalImages(0, 1)
 		})
+	}
+}
+
+// spoilOldKeys flips a bit in a table of server i that holds old copies of what its
+// journal keeps beside the records, and the name of its format; the present ones are in
+// a newer table.
+func (c *cluster) spoilOldKeys(i int) {
+	c.t.Helper()
+	dir := filepath.Join(c.dir, c.addrs[i].ID.String(), "journal")
+	o := &pebble.Options{FormatMajorVersion: pebble.FormatNewest, DisableAutomaticCompactions: true}
+	for i := range o.Levels {
+		o.Levels[i].BlockSize = 256 // such as these have when they are many
+	}
+	o.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionNone })
+	db, err := pebble.Open(dir, o)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := db.Compact(c.t.Context(), []byte{'a'}, []byte{'z'}, false); err != nil {
+		c.t.Fatal(err)
+	}
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte{'l'}, UpperBound: []byte{'r'}})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		if err := db.Set(bytes.Clone(it.Key()), bytes.Clone(it.Value()), pebble.Sync); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	if err := errors.Join(it.Close(), db.Flush(), db.Close()); err != nil {
+		c.t.Fatal(err)
+	}
+	tables, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, name := range tables {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if at := bytes.Index(b, []byte("blockrepl journal 1")); at >= 0 {
+			b[at] ^= 1
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				c.t.Fatal(err)
+			}
+			return
+		}
+	}
+	c.t.Fatal("no table has the format's name")
+}
+
+// A flipped bit among old values, of which the present ones were whole in a newer table,
+// kept the server from starting.
+func TestDamagedOldKeysOfAJournalHarmNoVolume(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.two()
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	one := bytes.Repeat([]byte("1"), 4096)
+	first, second := c.connectTo(0, "vol0"), c.connectTo(0, "vol1")
+	first.write(0, one)
+	second.write(0, one)
+	c.stop(1, false)
+	c.spoilOldKeys(1)
+	c.start(1)
+	c.awaitHealthy(0, 1)
+	first.write(4096, one)
+	second.write(4096, one)
+	for _, v := range c.servers[1].Volumes() {
+		if st := v.Status(t.Context()); st.State != StateHealthy {
+			t.Errorf("volume %s is %s: %s", v.Name(), st.State, st.Reason)
+		}
 	}
 }
 

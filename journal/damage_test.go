@@ -240,3 +240,47 @@ func flipInTables(t *testing.T, fs *vfs.MemFS, dir string, needle []byte) {
 	}
 	t.Fatal("no table holds the record")
 }
+
+// A table of small keys holds old values until it is compacted. A flipped bit among them, or at the format's name, which
+// is written once, kept a server from starting although each value that counts was whole in a newer table.
+func TestFlippedBitAmongOldSmallKeysHidesNoVolume(t *testing.T) {
+	for name, needle := range map[string]string{"format": formatName, "meta": "the old value"} {
+		t.Run(name, func(t *testing.T) {
+			fs := vfs.NewMem()
+			o := options(t, fs)
+			o.Logger = nil
+			j := mustOpen(t, o)
+			held := map[record.VolumeID][]*record.Record{vol1: chain(vol1, record.Pos{}, 60, 1000), vol2: chain(vol2, record.Pos{}, 60, 1000)}
+			for _, values := range []struct {
+				meta        string
+				first, last int
+			}{{"the old value", 0, 50}, {"the new value", 50, 60}} {
+				for v, recs := range held {
+					l := mustLog(t, j, v)
+					mustWrite(t, l, Batch{Records: recs[values.first:values.last], Meta: []MetaOp{{"k", []byte(values.meta)}}})
+					if err := l.Trim(record.Seq(values.last - 20)); err != nil { // the state changes too
+						t.Fatal(err)
+					}
+					mustWrite(t, l, Batch{})
+				}
+				if err := j.db.Flush(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mustClose(t, j)
+			flipInTables(t, fs, o.Dir, []byte(needle))
+			j = mustOpen(t, o)
+			if vs, err := j.Volumes(); len(vs) != 2 || !errors.Is(err, ErrIncomplete) {
+				t.Errorf("Volumes: %v, %v, want two, and that there may be more", vs, err)
+			}
+			for v, recs := range held {
+				l := mustLog(t, j, v)
+				checkHolds(t, l, recs[39].Pos(), recs[40:])
+				if b, _, err := l.Meta("k"); string(b) != "the new value" || err != nil {
+					t.Errorf("Meta = %q, %v", b, err)
+				}
+				mustWrite(t, l, Batch{Records: chain(v, l.Last(), 10, 1000)})
+			}
+		})
+	}
+}

@@ -29,6 +29,8 @@ var (
 	ErrReadOnly = errors.New("journal is read-only")
 	// ErrNoVolume says that a read-only journal does not know a volume.
 	ErrNoVolume = errors.New("journal has no such volume")
+	// ErrIncomplete says that damage may hide more than what is given.
+	ErrIncomplete = errors.New("there may be more, hidden by damage")
 	// ErrMissing says that a record between First and Last is not there.
 	ErrMissing = errors.New("record is missing")
 	// ErrProof says that Replace was given a record that the chain does not expect.

@@ -140,6 +140,12 @@ func (j *Journal) openPebble() (err error) {
 // checkFormat compares the format's name with ours and writes it into an empty database.
 func (j *Journal) checkFormat() error {
 	got, closer, err := j.db.Get([]byte{keyFormat})
+	if pebble.IsCorruptionError(err) {
+		// It is written once, so it stands among old values in the oldest table; states
+		// and records have versions of their own.
+		j.o.Logger.Error("the name of the journal's format is damaged; replace the disk and resync this server", "dir", j.o.Dir, "err", err)
+		return nil
+	}
 	if err == nil {
 		defer closer.Close()
 		if string(got) != formatName {
@@ -214,7 +220,8 @@ func (j *Journal) Log(v record.VolumeID) (*Log, error) {
 	return l, l.broken()
 }
 
-// Volumes lists the volumes that have a log on disk, in order of their ids.
+// Volumes lists the volumes that have a log on disk, in order of their ids. With
+// ErrIncomplete there may be more of them.
 func (j *Journal) Volumes() ([]record.VolumeID, error) {
 	var out []record.VolumeID
 	err := j.scan([]byte{keyState}, func(k, _ []byte) error {
@@ -223,10 +230,39 @@ func (j *Journal) Volumes() ([]record.VolumeID, error) {
 		}
 		return nil
 	})
+	if pebble.IsCorruptionError(err) {
+		out, err = j.volumesByRecords(), fmt.Errorf("%w: %w", ErrIncomplete, err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("list volumes of journal %s: %w", j.o.Dir, err)
+		return out, fmt.Errorf("list volumes of journal %s: %w", j.o.Dir, err)
 	}
 	return out, nil
+}
+
+// volumesByRecords finds the volumes of which there are records: what hides the
+// others' states from an iterator may be the damage of an old value.
+func (j *Journal) volumesByRecords() (out []record.VolumeID) {
+	if j.readers.enter() != nil {
+		return nil
+	}
+	defer j.readers.leave()
+	it, err := j.db.NewIter(&pebble.IterOptions{LowerBound: []byte{keyRecord}, UpperBound: after([]byte{keyRecord})})
+	if err != nil {
+		return nil
+	}
+	defer it.Close() // it reads only, and who calls has an error already
+	for ok := it.First(); ok && len(it.Key()) == recordKeyLen; {
+		v := record.VolumeID(it.Key()[1:])
+		_, closer, err := j.db.Get(volumeKey(keyState, v))
+		if err == nil {
+			err = closer.Close()
+		}
+		if !errors.Is(err, pebble.ErrNotFound) { // else they are what is left of one that was dropped
+			out = append(out, v)
+		}
+		ok = it.SeekGE(after(volumeKey(keyRecord, v)))
+	}
+	return out
 }
 
 // DropVolume removes everything of a volume, durable when it returns. A Log of it

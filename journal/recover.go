@@ -203,6 +203,12 @@ func (l *Log) sweep(openErr error) error {
 		return nil
 	}
 	claimed, highest, err := l.quarantinedRanges()
+	if openErr == nil && pebble.IsCorruptionError(err) {
+		// What of the records is a quarantine's is not known, so all of it stays. Nothing
+		// above the end is: it begins above every segment that was cut.
+		l.j.o.Logger.Error("quarantines cannot be read, or an old value beside them; what they hold stays, and what was trimmed before the start", "volume", l.v, "err", err)
+		return l.clear(span{l.end(), after(volumeKey(keyRecord, l.v))})
+	}
 	if err != nil {
 		return err
 	}
@@ -221,13 +227,18 @@ func (l *Log) sweep(openErr error) error {
 	if l.last.Seq > l.state.begin.Seq {
 		claimed = append(claimed, l.state.ranges(l.state.begin.Seq+1, l.last.Seq)...)
 	}
-	end := recordKey(l.v, l.state.segments[len(l.state.segments)-1].ID, l.last.Seq+1)
+	end := l.end()
 	for _, s := range l.complement(claimed, end) {
 		if !l.j.vacant(s) {
 			l.j.janitor.add(s)
 		}
 	}
 	return l.clear(span{end, after(volumeKey(keyRecord, l.v))})
+}
+
+// end is the key behind the log's last record.
+func (l *Log) end() []byte {
+	return recordKey(l.v, l.state.segments[len(l.state.segments)-1].ID, l.last.Seq+1)
 }
 
 // vacant reports whether no key is in s. What cannot be read is not vacant: damaged

@@ -93,7 +93,7 @@ func (s *stoppedJournal) close() { _ = s.journal.Close() }
 // logs gives the volumes in the order of their names.
 func (s *stoppedJournal) logs() ([]blockrepl.NamedLog, error) {
 	logs, err := blockrepl.NamedLogs(s.journal)
-	if err != nil {
+	if err != nil { // also where only some may be missing: a list that looks whole must be
 		return nil, fmt.Errorf("journal: %w", err)
 	}
 	return logs, nil
