@@ -18,6 +18,7 @@ const (
 	adminHeaderWait  = 10 * time.Second
 	adminIdleWait    = 2 * time.Minute
 	adminStopWait    = time.Second
+	metricsConnsMax  = 64 // connections to the metrics address; at one more the oldest is closed
 	commandMediaType = "application/json"
 )
 
@@ -49,6 +50,10 @@ func newMetricsServer(h http.Handler) *http.Server {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { healthz(w) })
 	return newHTTPServer(mux)
 }
+
+// metricsDoor bounds the connections to the metrics address, which is often open to a
+// network. That of the admin is for this host and its owner.
+func metricsDoor(ln net.Listener) net.Listener { return &crowd{Listener: ln, max: metricsConnsMax} }
 
 func newHTTPServer(h http.Handler) *http.Server {
 	return &http.Server{Handler: h, ReadHeaderTimeout: adminHeaderWait, IdleTimeout: adminIdleWait, MaxHeaderBytes: adminHeaderMax}

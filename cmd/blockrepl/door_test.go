@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestAdminDoorRefusesWhatBrowsersSend(t *testing.T) {
@@ -51,6 +52,44 @@ func TestMetricsDoorChangesNothing(t *testing.T) {
 	}
 	if got := strings.Join(seen, ", "); got != "GET /metrics, GET /v1/status" {
 		t.Errorf("reached the server: %s", got)
+	}
+}
+
+// Connections to the metrics address were not bounded: they could take the file descriptors that the journal needs.
+func TestMetricsDoorClosesTheOldestConnectionOfTooMany(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	door := metricsDoor(ln)
+	var inside []net.Conn
+	come := func() {
+		client, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := door.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { client.Close(); conn.Close() })
+		inside = append(inside, conn)
+	}
+	open := func(conn net.Conn) bool { return conn.SetDeadline(time.Time{}) == nil }
+	for range metricsConnsMax {
+		come()
+	}
+	if err := inside[1].Close(); err != nil {
+		t.Error(err)
+	}
+	come()
+	if !open(inside[0]) {
+		t.Error("a connection was closed although there was room")
+	}
+	come()
+	if open(inside[0]) || !open(inside[2]) || !open(inside[len(inside)-1]) {
+		t.Error("not the oldest connection made room, or none")
 	}
 }
 

@@ -192,6 +192,9 @@ func (d *daemonProcess) openDoors(ctx context.Context, doors *listeners) (err er
 		serve(func() error { return d.nbd.Serve(ctx, ln) })
 	}
 	handler := d.server.AdminHandler()
+	if doors.metrics != nil {
+		doors.metrics = metricsDoor(doors.metrics)
+	}
 	for _, door := range []struct {
 		ln  net.Listener
 		srv *http.Server
