@@ -157,3 +157,25 @@ func TestCutBesideResetSetsTheTailAside(t *testing.T) {
 		mustClose(t, j)
 	}
 }
+
+// A sender that was reading what another server's past took the place of took it for damage, and the master that this
+// server became later was told, late, of a record that could not be read.
+func TestReadOfWhatIsCutMeanwhileIsNoDamage(t *testing.T) {
+	l := mustLog(t, mustOpen(t, options(t, vfs.NewMem())), vol1)
+	recs := chain(vol1, record.Pos{}, 100, 3000)
+	mustWrite(t, l, Batch{Records: recs})
+	other := chainOf(vol1, recs[9].Pos(), 100, 3000, 2)
+	cut := false
+	next, err := l.Read(1, 100, 1<<20, func(r *record.Record) error {
+		if !cut {
+			cut = true
+			mustWrite(t, l, Batch{Cut: &Cut{After: recs[9].Pos()}, Records: other})
+		}
+		return nil
+	})
+	var c *CorruptError
+	if !errors.Is(err, ErrNotYet) || errors.As(err, &c) {
+		t.Errorf("Read stopped at %d: %v, want ErrNotYet", next, err)
+	}
+	checkHolds(t, l, record.Pos{}, append(recs[:10:10], other...))
+}

@@ -26,7 +26,8 @@ func (l *Log) Get(seq record.Seq) (*record.Record, error) {
 // Read calls fn for the records from..to in order, verified each by itself and
 // against the one before, until maxBytes of them were given (at least one) or fn
 // returns an error. It returns the number to continue with. A record is fn's to
-// keep. ErrTrimmed and ErrNotYet are about from; to may be behind the end.
+// keep. ErrTrimmed and ErrNotYet are about from, or about what a trim or a cut takes
+// meanwhile; to may be behind the end.
 func (l *Log) Read(from, to record.Seq, maxBytes int, fn func(*record.Record) error) (next record.Seq, err error) {
 	if err := l.within(from); err != nil {
 		return from, err
@@ -41,7 +42,7 @@ func (l *Log) Read(from, to record.Seq, maxBytes int, fn func(*record.Record) er
 	}
 	for _, r := range ranges {
 		if err := c.run(r); err != nil {
-			return c.next, l.orTrimmed(c.next, err)
+			return c.next, l.orCut(r.Segment, c.next, l.orTrimmed(c.next, err))
 		}
 		if c.left <= 0 {
 			break
@@ -74,6 +75,17 @@ func (l *Log) orTrimmed(seq record.Seq, err error) error {
 		if e := l.within(seq); e != nil {
 			return e
 		}
+	}
+	return err
+}
+
+// orCut turns a hole in a segment into ErrNotYet when seq was cut off it meanwhile.
+func (l *Log) orCut(segment uint32, seq record.Seq, err error) error {
+	l.mu.RLock()
+	now := l.state.segmentOf(seq)
+	l.mu.RUnlock()
+	if now != segment && errors.Is(err, ErrMissing) {
+		return fmt.Errorf("read record %d of volume %s, it was cut meanwhile: %w", seq, l.v, ErrNotYet)
 	}
 	return err
 }
