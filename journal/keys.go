@@ -136,12 +136,12 @@ func (s *state) decode(b []byte) error {
 	if len(b) < stateFixedLen+8 {
 		return fmt.Errorf("%w: %d bytes of state", record.ErrCorrupt, len(b))
 	}
-	if b[0] != stateVersion {
-		return fmt.Errorf("%w: state of version %d", record.ErrVersion, b[0])
-	}
-	body := b[:len(b)-8]
+	body := b[:len(b)-8] // in every version
 	if got, want := xxh3.Hash(body), le.Uint64(b[len(body):]); got != want {
 		return fmt.Errorf("%w: sum of state is %016x, stored is %016x", record.ErrCorrupt, got, want)
+	}
+	if b[0] != stateVersion {
+		return fmt.Errorf("%w: state of version %d, this program knows %d", record.ErrVersion, b[0], stateVersion)
 	}
 	n := le.Uint32(body[32:])
 	if n < 1 || n > segmentsMax || len(body) != stateFixedLen+segmentLen*int(n) {

@@ -23,6 +23,9 @@ import (
 func (l *Log) open() error {
 	l.state = newState()
 	err := l.readState()
+	if errors.Is(err, record.ErrVersion) {
+		return fmt.Errorf("open journal of volume %s: %w", l.v, err) // no damage: nothing is swept or salvaged
+	}
 	if err == nil {
 		err = l.findEnd()
 	}
@@ -51,7 +54,9 @@ func (l *Log) readState() error {
 	}
 	defer closer.Close()
 	l.exists = true
-	if err := l.state.decode(b); err != nil {
+	if err := l.state.decode(b); errors.Is(err, record.ErrVersion) {
+		return err
+	} else if err != nil {
 		return &CorruptError{l.v, 0, err}
 	}
 	l.known = true

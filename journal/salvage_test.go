@@ -1,10 +1,14 @@
 package journal
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/zeebo/xxh3"
 
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -168,6 +172,38 @@ func seqs(first, last record.Seq) (out []record.Seq) {
 
 // A bad block at the end of a log's last table hid how far the log went: it was not
 // salvaged, and the server did not start.
+// A newer program's state was taken for a damaged one, and salvaged, where the name of the
+// format, which would have kept this one away, could not be read.
+func TestStateOfANewerVersionIsNoDamage(t *testing.T) {
+	o := options(t, vfs.NewMem())
+	j := mustOpen(t, o)
+	mustWrite(t, mustLog(t, j, vol1), Batch{Records: chain(vol1, record.Pos{}, 10, 1000)})
+	key := volumeKey(keyState, vol1)
+	b, closer, err := j.db.Get(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := bytes.Clone(b[:len(b)-8])
+	newer[0] = stateVersion + 1
+	newer = binary.LittleEndian.AppendUint64(newer, xxh3.Hash(newer))
+	if err := errors.Join(closer.Close(), j.db.Set(key, newer, pebble.Sync)); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, j)
+	j = mustOpen(t, o)
+	defer mustClose(t, j)
+	l, err := j.Log(vol1)
+	var c *CorruptError
+	if l != nil || !errors.Is(err, record.ErrVersion) || errors.As(err, &c) {
+		t.Errorf("Log: %v, want ErrVersion, no damage and nothing to salvage", err)
+	}
+	if got, closer, err := j.db.Get(key); err != nil || !bytes.Equal(got, newer) {
+		t.Errorf("the state is %x, %v, want %x", got, err, newer)
+	} else {
+		closer.Close()
+	}
+}
+
 func TestSalvageEndsALogBeforeABadBlock(t *testing.T) {
 	for name, c := range map[string]struct{ kept, count, trim int }{
 		"in the second segment":      {30, 20, 0},
