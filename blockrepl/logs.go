@@ -92,6 +92,18 @@ func NamedLogs(j *journal.Journal) ([]NamedLog, error) {
 	return logs, listErr
 }
 
+// RemoveVolume removes from a stopped server's journal all that it keeps of a volume: what
+// was promised and remembered under the name before the volume existed, then the log that
+// it is found by. A new volume may have the name then.
+func RemoveVolume(j *journal.Journal, name string, uuid record.VolumeID) error {
+	for _, id := range []record.VolumeID{nameID(name), uuid} {
+		if err := j.DropVolume(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // LogsByName is NamedLogs where no damage can be gone on with.
 func LogsByName(j *journal.Journal) (map[string]*journal.Log, error) {
 	list, err := NamedLogs(j)

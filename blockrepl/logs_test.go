@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -208,4 +209,43 @@ func TestOnlyServerGoesOnWithoutTheLogsStateAndRecords(t *testing.T) {
 	w.wantRead(7*4096, bytes.Repeat([]byte{8}, 4096))
 	w.write(0, bytes.Repeat([]byte{9}, 4096))
 	w.wantRead(0, bytes.Repeat([]byte{9}, 4096))
+}
+
+// A volume that was removed from the journals of all its servers may come again under its
+// name, and knows nothing of the old one. What had been promised and remembered before the
+// old one existed kept the new one from coming into being.
+func TestRemovedVolumeMayComeAgain(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.start(0, 1, 2)
+	c.connect(0, "client").write(0, bytes.Repeat([]byte("1"), 4096))
+	c.awaitHealthy(0, 1, 2)
+	old := *c.vol(0).uuid.Load()
+	c.stop(0, false)
+	if err := os.RemoveAll(c.options(0).DataDir); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0) // it promises an epoch before it has the volume
+	if _, err := c.promote(1, replica.Promote{OldMasterDead: true}); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitHealthy(0, 1, 2)
+	for i := range 3 {
+		c.stop(i, false)
+	}
+	for i := range 3 {
+		j, err := journal.Open(journal.Options{Dir: JournalDir(c.options(i).DataDir)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(RemoveVolume(j, c.volume.Name, old), j.Close(), os.Remove(c.imagePath(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.start(0, 1, 2)
+	c.awaitHealthy(0, 1, 2)
+	if now := *c.vol(0).uuid.Load(); now == old {
+		t.Errorf("it is still %v", now)
+	}
+	c.connect(1, "client").wantRead(0, make([]byte, 4096))
+	c.equalImages(0, 1, 2)
 }

@@ -19,10 +19,10 @@ func journalCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "journal",
 		Usage:     "look into a server's journal",
-		UsageText: "blockrepl journal list|show|verify|dump|drop [--admin ADDR] [VOLUME] …\n   blockrepl journal list|show|verify|dump DATA [VOLUME] …",
+		UsageText: "blockrepl journal list|show|verify|dump|drop [--admin ADDR] [VOLUME] …\n   blockrepl journal list|show|verify|dump|remove DATA [VOLUME] …",
 		Description: `Asks a running server, as all commands do; its journal cannot be opened by a second
 process. Of a stopped server name the data directory first, DATA; nothing in it is
-changed.
+changed, but by remove.
 
 VOLUME is a name; on a stopped server its uuid will do, too.
 
@@ -34,12 +34,12 @@ EXAMPLES:
 
 EXIT STATUS:
    0 done   1 an error   2 wrong usage   4 damage was found   6 the server does not answer`,
-		Subcommands: []*cli.Command{journalListCommand(), journalShowCommand(), journalVerifyCommand(), journalDumpCommand(), journalDropCommand()},
+		Subcommands: []*cli.Command{journalListCommand(), journalShowCommand(), journalVerifyCommand(), journalDumpCommand(), journalDropCommand(), journalRemoveCommand()},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
-				return usagef("journal: no command %q%s", c.Args().First(), didYouMean(c.Args().First(), []string{"list", "show", "verify", "dump", "drop"}))
+				return usagef("journal: no command %q%s", c.Args().First(), didYouMean(c.Args().First(), []string{"list", "show", "verify", "dump", "drop", "remove"}))
 			}
-			return usagef("journal: wants list, show, verify, dump or drop; see `blockrepl journal --help`")
+			return usagef("journal: wants list, show, verify, dump, drop or remove; see `blockrepl journal --help`")
 		},
 	}
 }
