@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -25,6 +27,7 @@ type applier struct {
 	busy   bool // between taking records and Applied
 	held   int  // who wants the image to stay as it is
 	resets int  // counts the beginnings and ends of reset
+	stuck  bool // at a damaged record, until reset
 	closed bool
 
 	// applied is what the image holds. applying is at least as high as anything
@@ -33,6 +36,9 @@ type applier struct {
 	// Invariant: applied <= applying; equal while nothing is under way.
 	applied  atomic.Uint64
 	applying atomic.Uint64
+
+	missed []record.Seq     // that the start could not read
+	found  []*record.Record // such as the call under way applies
 
 	// Scratch of the goroutine.
 	recs    []*record.Record
@@ -69,7 +75,7 @@ func (a *applier) reset(seq record.Seq) {
 		a.wake.Wait()
 	}
 	a.resets++
-	a.target = seq
+	a.target, a.stuck = seq, false
 	a.applied.Store(uint64(seq))
 	a.applying.Store(uint64(seq))
 	a.wake.Broadcast()
@@ -91,7 +97,7 @@ func (a *applier) next() (from, to record.Seq, ok bool) {
 		a.busy = false
 		a.wake.Broadcast()
 	}
-	for !a.closed && (a.held > 0 || a.target <= record.Seq(a.applied.Load())) {
+	for !a.closed && (a.held > 0 || a.stuck || a.target <= record.Seq(a.applied.Load())) {
 		a.wake.Wait()
 	}
 	if a.closed {
@@ -107,9 +113,15 @@ func (a *applier) run() {
 		if !ok {
 			return
 		}
-		gen := a.v.in.generation()
+		gen, resets := a.v.in.generation(), a.place().resets
 		last, bytes, err := a.step(from, to)
 		if err != nil && a.mended(gen, err.err) {
+			continue
+		}
+		var c *journal.CorruptError
+		if err != nil && errors.As(err.err, &c) {
+			a.v.logr.Error("journal record cannot be applied and was not mended", "seq", c.Seq, "err", err.err)
+			a.stick(resets, c.Seq)
 			continue
 		}
 		if err != nil {
@@ -121,9 +133,20 @@ func (a *applier) run() {
 			return
 		}
 		a.applied.Store(uint64(last))
-		a.v.in.applied(gen, last)
+		a.v.in.applied(gen, last, a.found)
 		a.v.check.dirtied(bytes)
 	}
+}
+
+// stick waits behind a damaged record until the journal begins anew, as the state
+// machine may have it, which is told.
+func (a *applier) stick(resets int, seq record.Seq) {
+	a.mu.Lock()
+	if a.resets == resets { // else it did already
+		a.stuck = true
+		a.v.in.post(replica.Unreadable{Seq: seq, Apply: true})
+	}
+	a.mu.Unlock()
 }
 
 // failure names the part that failed.
@@ -157,8 +180,11 @@ func (a *applier) step(from, to record.Seq) (last record.Seq, bytes int64, faile
 	recs = recs[:fits(recs, applyBytes)]
 	last = recs[len(recs)-1].Seq
 	a.applying.Store(uint64(last))
-	a.changes, a.plain = a.changes[:0], a.plain[:0]
+	a.changes, a.plain, a.found = a.changes[:0], a.plain[:0], nil
 	for _, rec := range recs {
+		if slices.Contains(a.missed, rec.Seq) {
+			a.found = append(a.found, rec)
+		}
 		if !rec.Kind.ChangesImage() && rec.Kind != record.KindResize {
 			continue
 		}
@@ -280,7 +306,7 @@ func (a *applier) wait(ctx context.Context) bool {
 	defer stop()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for (a.busy || a.target > record.Seq(a.applied.Load())) && !a.closed && ctx.Err() == nil {
+	for (a.busy || !a.stuck && a.target > record.Seq(a.applied.Load())) && !a.closed && ctx.Err() == nil {
 		a.wake.Wait()
 	}
 	return !a.closed && ctx.Err() == nil

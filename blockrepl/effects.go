@@ -48,6 +48,10 @@ func (v *Volume) carryOut(e *replica.Effects) {
 	if e.Trim != 0 {
 		v.trim(e.Trim)
 	}
+	if e.Fail != nil {
+		v.app.close()
+		v.fail(e.Fail.What, e.Fail.Err)
+	}
 	for i := range e.Results {
 		v.results.deliver(e.Results[i])
 	}

@@ -44,6 +44,7 @@ type tidings struct {
 	recv    int64 // bytes of peers' messages in events
 	stored  uint64
 	applied record.Seq
+	missed  []*record.Record // with applied
 	synced  record.Seq
 	image   []replica.Sample // of the image, with synced
 }
@@ -187,10 +188,11 @@ func (in *inbox) stored(id uint64) {
 	in.notify()
 }
 
-func (in *inbox) applied(gen uint64, seq record.Seq) {
+func (in *inbox) applied(gen uint64, seq record.Seq, missed []*record.Record) {
 	in.mu.Lock()
 	if gen == in.gen {
 		in.now.applied = max(in.now.applied, seq)
+		in.now.missed = append(in.now.missed, missed...)
 	}
 	in.mu.Unlock()
 	in.notify()
@@ -216,7 +218,7 @@ func (in *inbox) generation() uint64 {
 func (in *inbox) reset() {
 	in.mu.Lock()
 	in.gen++
-	in.now.applied, in.now.synced, in.now.image = 0, 0, nil
+	in.now.applied, in.now.missed, in.now.synced, in.now.image = 0, nil, 0, nil
 	in.mu.Unlock()
 }
 

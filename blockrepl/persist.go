@@ -141,9 +141,8 @@ func loadSaved(l *journal.Log) (s replica.Saved, img expected, err error) {
 
 // loadRecords reads the sums and marks above checkpoint and table. A damaged
 // record does not stop the server: the one behind it tells its sum, and whoever
-// needs its content asks the other servers for it (mend.go). If it was a mark the
-// table lacks an attachment, which costs a client a reconnect and nothing else:
-// writes of a generation that the table does not know are never numbered.
+// needs its content asks the other servers for it (mend.go), before the image has it:
+// whether it was a mark or a resize is told with that.
 func loadRecords(l *journal.Log, s *replica.Saved) (img expected, err error) {
 	img.samples = slices.Clone(s.Hard.Image)
 	from := max(s.First, min(s.Table.AsOf, s.Hard.Checkpoint)+1)
@@ -175,6 +174,9 @@ func loadRecords(l *journal.Log, s *replica.Saved) (img expected, err error) {
 		}
 		if !errors.As(err, &c) || c.Seq < next {
 			return img, fmt.Errorf("read records %d..%d: %w", next, s.Last.Seq, err)
+		}
+		if c.Seq > s.Table.AsOf {
+			s.Missed = append(s.Missed, c.Seq)
 		}
 		if c.Seq > s.Hard.Checkpoint {
 			img.samples = nil // nobody knows what it touches

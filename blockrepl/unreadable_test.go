@@ -1,6 +1,7 @@
 package blockrepl
 
 import (
+	"bytes"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal"
+	"github.com/blockrepl/blockrepl/journal/record"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
@@ -90,4 +92,77 @@ func TestDamagedRecordThatNobodyElseHasDoesNotKeepASlaveAway(t *testing.T) {
 	})
 	c.awaitHealthy(1)
 	c.equalImages(0, 1)
+}
+
+// A slave that had to apply a record which it could not read, and which nobody else had
+// any more, failed at every start, for good.
+func TestDamagedRecordThatASlavesImageLacksLeadsToAResync(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	w := c.connect(0, "db1")
+	for i := range 8 {
+		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
+	}
+	c.kill(1)
+	c.stop(0, false) // its image has everything
+	for i := range 2 {
+		c.damage(i, 6)
+	}
+	c.start(0, 1)
+	c.await(1, "not believed", func(s VolumeStatus) bool {
+		return s.State == StateDiverged && strings.Contains(s.Reason, "record 6")
+	})
+	if err := c.forget(0, "b", true); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitHealthy(0, 1)
+	c.equalImages(0, 1)
+}
+
+// Its master failed as before: whoever has the record may come back.
+func TestDamagedRecordThatTheOnlyImageLacksFailsTheServer(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.start(0)
+	w := c.connect(0, "db1")
+	for i := range 8 {
+		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
+	}
+	c.kill(0)
+	c.damage(0, 6)
+	c.start(0)
+	c.await(0, "failed", func(s VolumeStatus) bool {
+		return s.State == StateFailed && strings.Contains(s.Reason, "record 6")
+	})
+	c.stop(0, false) // which waits for no record that is never applied
+}
+
+// A resize that the start could not read changed the image, when another server had
+// given it, and not what is said and compared of the volume.
+func TestDamagedResizeIsHeardOfWhenItIsApplied(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.roomy("ab", func() {})
+	c.start(0, 1)
+	c.awaitHealthy(0, 1)
+	c.awaitLinks(0, 1)
+	if _, err := c.resize(0, 2*testSize, true); err != nil {
+		t.Fatal(err)
+	}
+	c.await(1, "resized", func(s VolumeStatus) bool { return s.SizeBytes == 2*testSize })
+	w := c.connect(0, "db1")
+	w.write(testSize, bytes.Repeat([]byte("1"), 4096))
+	log := c.vol(1).log.Load()
+	seq := log.First()
+	for ; seq <= log.Last().Seq; seq++ {
+		if rec, err := log.Get(seq); err == nil && rec.Kind == record.KindResize {
+			break
+		}
+	}
+	c.kill(1)
+	c.damage(1, seq)
+	c.start(1)
+	c.awaitHealthy(0, 1)
+	c.await(1, "resized again", func(s VolumeStatus) bool {
+		return s.Applied == s.Last && s.SizeBytes == 2*testSize && s.Counters["records_mended"] == 1
+	})
 }

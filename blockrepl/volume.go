@@ -126,6 +126,7 @@ func newVolume(s *Server, opt VolumeOptions, logs *foundLogs) (*Volume, error) {
 		applied = max(applied, saved.Hard.Resync.Base)
 	}
 	v.app = newApplier(v, applied)
+	v.app.missed = saved.Missed
 	v.check = newCheckpointer(v)
 	v.com = &committer{v: v, queue: make(chan storing, storesMax), at: mark{
 		durable: saved.Last, following: saved.Hard.Following, promised: saved.Hard.Promised,
@@ -188,7 +189,7 @@ func (v *Volume) round() {
 		v.step(now, replica.Stored{ID: t.stored})
 	}
 	if t.applied > 0 {
-		v.step(now, replica.Applied{Seq: t.applied})
+		v.step(now, replica.Applied{Seq: t.applied, Missed: t.missed})
 	}
 	if t.synced > 0 {
 		v.step(now, replica.ImageSynced{Seq: t.synced, Image: t.image})

@@ -113,7 +113,7 @@ func (l *line) carryOut(i int, s *lineServer) {
 			Records: s.log[from-s.first : st.End+1-s.first]}})
 	}
 	if e.Apply != 0 {
-		l.post(i, Applied{e.Apply})
+		l.post(i, Applied{Seq: e.Apply})
 	}
 	if e.Trim >= s.first {
 		s.log = s.log[e.Trim+1-s.first:]

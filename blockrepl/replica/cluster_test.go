@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -51,7 +52,10 @@ type node struct {
 	unlike   string
 	aside    []*record.Record
 	cursors  map[uint64]record.Seq // of the senders, by session
-	bad      record.Seq            // this record of log cannot be read to be sent
+	bad      []record.Seq          // records of log that cannot be read, and that nobody else has
+	asking   record.Seq            // the others are asked for it, to be sent; 0: none
+	askedAt  Time
+	unread   []record.Seq // at the start
 }
 
 func newCluster(t *testing.T, n int, policy wire.OnDegraded) *cluster {
@@ -88,12 +92,19 @@ func (c *cluster) start(ids ...string) {
 		s := Saved{Hard: n.hard, First: n.base.Seq + 1, Last: n.base, Table: n.table, Memory: n.memory, Free: 1 << 40, Forgot: n.forgot, Unlike: n.unlike}
 		for _, rec := range n.log {
 			s.Last = rec.Pos()
+			if slices.Contains(n.bad, rec.Seq) && slices.Contains(n.bad, rec.Seq-1) {
+				s.Sums = nil // of the one before
+			}
 			s.Sums = append(s.Sums, rec.Sum)
+			if slices.Contains(n.bad, rec.Seq) {
+				s.Missed = append(s.Missed, rec.Seq)
+				continue
+			}
 			if changesTable(rec.Kind) && rec.Seq > n.table.AsOf {
 				s.Marks = append(s.Marks, rec)
 			}
 		}
-		n.image = n.hard.Checkpoint
+		n.image, n.unread = n.hard.Checkpoint, s.Missed
 		n.r = New(n.cfg, s, c.now)
 		for _, m := range c.nodes {
 			if m != n && m.up {
@@ -155,6 +166,11 @@ func (c *cluster) pass(d time.Duration) {
 	for end := c.now.Add(d); c.now < end; {
 		c.now = c.now.Add(10 * time.Millisecond)
 		for _, n := range c.nodes {
+			if n.up && n.asking != 0 && c.now.Sub(n.askedAt) > time.Second/2 {
+				seq := n.asking
+				n.asking = 0
+				n.step(Unreadable{Seq: seq})
+			}
 			if n.up {
 				n.step(Tick{})
 			}
@@ -198,8 +214,14 @@ func (n *node) carryOut(e *Effects) {
 			if n.still {
 				return
 			}
+			for seq := n.image + 1; seq <= to; seq++ {
+				if slices.Contains(n.bad, seq) {
+					n.step(Unreadable{Seq: seq, Apply: true})
+					return
+				}
+			}
 			n.image = to
-			n.step(Applied{to})
+			n.step(Applied{Seq: to, Missed: n.missed(to)})
 		})
 	}
 	if e.SyncImage != 0 {
@@ -242,6 +264,20 @@ func (n *node) carryOut(e *Effects) {
 	if e.Trim != 0 {
 		n.trim(e.Trim)
 	}
+	if e.Fail != nil {
+		f := *e.Fail
+		n.later(func() { n.step(f) })
+	}
+}
+
+// missed are the records through to that the start could not read.
+func (n *node) missed(to record.Seq) (recs []*record.Record) {
+	for _, rec := range n.log {
+		if slices.Contains(n.unread, rec.Seq) && rec.Seq <= to {
+			recs = append(recs, rec)
+		}
+	}
+	return recs
 }
 
 func (n *node) storeOne(s Store) {
@@ -249,9 +285,10 @@ func (n *node) storeOne(s Store) {
 		if s.Cut != nil {
 			n.aside = append(n.aside, n.log[s.Cut.Seq-n.base.Seq:]...)
 			n.log = n.log[:s.Cut.Seq-n.base.Seq]
+			n.bad = slices.DeleteFunc(n.bad, func(q record.Seq) bool { return q > s.Cut.Seq })
 		}
 		if s.Reset != nil {
-			n.log, n.base = nil, *s.Reset
+			n.log, n.base, n.image, n.bad = nil, *s.Reset, s.Reset.Seq, nil
 		}
 		n.log = append(n.log, s.Records...)
 		if s.Hard != nil {
@@ -284,6 +321,9 @@ func (n *node) look(seq record.Seq) Looked {
 	}
 	if seq < n.base.Seq || seq > n.base.Seq+record.Seq(len(n.log)) {
 		return Looked{Seq: seq}
+	}
+	if slices.Contains(n.bad, seq) && slices.Contains(n.bad, seq+1) {
+		return Looked{Seq: seq} // nor does the next one tell
 	}
 	return Looked{seq, n.log[seq-n.base.Seq-1].Pos(), true}
 }
@@ -335,8 +375,8 @@ func (n *node) stream(s Stream) {
 		}
 		for _, rec := range n.log {
 			if rec.Seq >= n.cursors[s.Session] && rec.Seq <= s.End {
-				if rec.Seq == n.bad {
-					n.step(Unreadable{rec.Seq})
+				if slices.Contains(n.bad, rec.Seq) {
+					n.asking, n.askedAt = rec.Seq, n.c.now
 					return
 				}
 				a.Records = append(a.Records, rec)

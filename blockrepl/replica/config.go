@@ -40,6 +40,9 @@ type Saved struct {
 	// Marks are the kept records above Table.AsOf that change the table: kinds
 	// mark and resize, ascending.
 	Marks []*record.Record
+	// Missed are the numbers above Table.AsOf whose records could not be read, ascending:
+	// what they do to the table is told when they are applied.
+	Missed []record.Seq
 	// Sums are the header sums of the last records, the newest last: Sums[len-1]
 	// is Last.Sum. At least those above Hard.Checkpoint, as far as kept.
 	Sums []uint64

@@ -35,7 +35,9 @@ type Effects struct {
 	// longer kept, but the next is, that one's Prev tells it.
 	Lookups []record.Seq
 	// Resync is non-nil when the copying of extents must start, restart or stop.
-	Resync  *ResyncOrder
+	Resync *ResyncOrder
+	// Fail is non-nil when this server cannot go on: as if the shell had found it.
+	Fail    *Failed
 	Results []Result
 	Notes   []Note
 	// Wake is when the next Tick is due at the latest; zero: the usual.

@@ -68,8 +68,12 @@ type Read struct{ ID uint64 }
 // Stored: the Store with this ID and all before it are durable.
 type Stored struct{ ID uint64 }
 
-// Applied: everything through Seq is in the image.
-type Applied struct{ Seq record.Seq }
+// Applied: everything through Seq is in the image. Missed are the records of Saved.Missed
+// among it, ascending, now that they could be read.
+type Applied struct {
+	Seq    record.Seq
+	Missed []*record.Record
+}
 
 // ImageSynced: the image is fsynced with everything through Seq. Image are samples
 // of it, each as of Seq or as left by records above Seq that touch it.
@@ -87,7 +91,14 @@ type Looked struct {
 
 // Unreadable: record Seq cannot be read from this journal to be sent, and no other
 // server has given it. Its end, above what is applied, may be read again later.
-type Unreadable struct{ Seq record.Seq }
+//
+// With Apply it was to go to the image, and is damaged: what the disk gives is not it.
+// Nothing more is applied until the journal begins anew; or Effects.Fail says that this
+// server is to fail.
+type Unreadable struct {
+	Seq   record.Seq
+	Apply bool
+}
 
 // Failed: journal or image failed; final until a restart.
 type Failed struct {

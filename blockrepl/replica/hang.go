@@ -57,6 +57,23 @@ func (r *Replica) hangCondition(name string) (reason, next string) {
 	return "", ""
 }
 
+// holeCondition names a record that writes wait for and that nobody can send: it was
+// never acknowledged by all, and goes with this mastership. "" when there is none.
+func (r *Replica) holeCondition(name string) (reason, next string) {
+	if r.m.hole <= r.applied {
+		return "", ""
+	}
+	for _, p := range r.peers {
+		if !inSync(&r.hard.State, p.id) || r.goes(p.id) || p.durable >= r.m.hole {
+			continue
+		}
+		reason = fmt.Sprintf("writes wait for %v, which lacks record %d: it cannot be read in this server's journal, and no other server has it", p.id, r.m.hole)
+		next = fmt.Sprintf("on another server that is in sync (%s), when this one is stopped or cut off: blockrepl promote %s --old-master-dead", names(r.othersInSync()), name)
+		return reason, next
+	}
+	return "", ""
+}
+
 // diskCondition says that this server's own journal has hung for d.
 func (r *Replica) diskCondition(name string, d time.Duration) (reason, next string) {
 	reason = fmt.Sprintf("no fsync of this server's journal has ended for %v; the last durable number is %d", d, r.durable)

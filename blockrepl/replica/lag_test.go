@@ -13,7 +13,7 @@ import (
 func (n *node) catchUp() {
 	n.still = false
 	n.image = n.target
-	n.step(Applied{n.target})
+	n.step(Applied{Seq: n.target})
 	n.c.run()
 }
 
@@ -52,7 +52,7 @@ func TestSlaveAnswersAForwardOnlyWhenItsImageHoldsIt(t *testing.T) {
 	if b.r.Commit() < op.seq || op.seq == 0 {
 		t.Fatalf("number %d is not known as committed: %d", op.seq, b.r.Commit())
 	}
-	b.step(Applied{early.seq})
+	b.step(Applied{Seq: early.seq})
 	b.mustComplete(early)
 	b.mustWait(op)
 	b.catchUp()

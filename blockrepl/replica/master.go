@@ -32,6 +32,9 @@ type master struct {
 	// unreadable is the highest number of which the journal could not give the record,
 	// though the image holds it: to who joins, none through it is kept.
 	unreadable record.Seq
+	// hole is the newest such number that the image does not hold, either: nothing from it
+	// on can reach who lacks it.
+	hole record.Seq
 }
 
 // handover is a master that steps down for To.

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -254,7 +255,12 @@ func (r *Replica) onRequest(p *peer, q *wire.Request) {
 // taken for no longer kept by who joins, so that those who lack it get it with the
 // image. A record above that is all there is of it: whoever needs it waits, and it is
 // tried again with a later link.
-func (r *Replica) unreadable(seq record.Seq) {
+func (r *Replica) unreadable(ev Unreadable) {
+	seq := ev.Seq
+	if ev.Apply {
+		r.unappliable(seq)
+		return
+	}
 	why := fmt.Sprintf("record %d cannot be read in the journal of %v, and no other server has it", seq, r.cfg.Self)
 	if r.role != wire.RoleMaster {
 		if p := r.peer(r.hard.Promised.Server); p != nil && r.hard.Promised != r.hard.Following {
@@ -264,6 +270,8 @@ func (r *Replica) unreadable(seq record.Seq) {
 	}
 	if seq <= r.applied {
 		r.m.unreadable = max(r.m.unreadable, seq)
+	} else {
+		r.m.hole = seq
 	}
 	for _, p := range r.peers {
 		if p.joined && p.durable < seq {
@@ -271,6 +279,23 @@ func (r *Replica) unreadable(seq record.Seq) {
 			r.closeLink(p, why)
 		}
 	}
+}
+
+// unappliable: this server's image can never hold record seq from its own journal, nor
+// anything above. A slave's master has an image that does, so that this one's past is
+// given up for it; until then it is not believed, since it lacks what it has
+// acknowledged. Any other server may have the only copy of what is above: it fails, and
+// whoever has the record may be there at its next start.
+func (r *Replica) unappliable(seq record.Seq) {
+	if seq <= r.applied || seq > r.applyTo {
+		return // the journal began anew since
+	}
+	why := fmt.Sprintf("record %d, which its image lacks, is damaged in its journal, and no other server has it", seq)
+	if r.role == wire.RoleSlave && r.s.joined {
+		r.forgets(why)
+		return
+	}
+	r.out.Fail = &Failed{What: "journal", Err: errors.New(why)}
 }
 
 // missing: a peer has no link or is silent. What that means for the in-sync set

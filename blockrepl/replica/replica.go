@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -177,6 +178,7 @@ func (r *Replica) take(ev Event) {
 	case Stored:
 		r.stored(ev.ID)
 	case Applied:
+		r.notMissed(ev.Missed)
 		r.onApplied(ev.Seq)
 	case Read:
 		r.read(ev.ID)
@@ -189,7 +191,7 @@ func (r *Replica) take(ev Event) {
 	case Looked:
 		r.looked(ev)
 	case Unreadable:
-		r.unreadable(ev.Seq)
+		r.unreadable(ev)
 	case Space:
 		r.free, r.image = ev.Free, ev.Image
 		r.trimPlain()
@@ -306,6 +308,19 @@ func (r *Replica) advanceApply() {
 	if to > r.applyTo {
 		r.applyTo = to
 		r.out.Apply = to
+	}
+}
+
+// notMissed takes in records that the start could not read: without a mark the table would
+// admit stale writes, and without a resize a resync compare too little. Nothing relies on
+// the table before they are applied: this server serves nothing, and resyncs nobody.
+func (r *Replica) notMissed(recs []*record.Record) {
+	for _, rec := range recs {
+		i, there := slices.BinarySearchFunc(r.marks, rec.Seq, func(m *record.Record, q record.Seq) int { return cmp.Compare(m.Seq, q) })
+		if changesTable(rec.Kind) && !there && rec.Seq > r.applied && rec.Seq > r.table.AsOf {
+			r.marks = slices.Insert(r.marks, i, rec)
+			r.renumberTable()
+		}
 	}
 }
 

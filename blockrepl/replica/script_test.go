@@ -38,6 +38,7 @@ import (
 //	forge a b ack EPOCH N [bad-sum] [other-incarnation]   as a, to b
 //	space a N                 so many bytes are free
 //	lose a N                  its journal, stopped, ends with number N
+//	spoil a N…                records of its journal cannot be read, and nobody has them
 //	replace a                 its data directory, stopped, is replaced
 //	status, journal a         for people
 //
@@ -195,6 +196,11 @@ func (s *script) command(line string) {
 	case "lose":
 		n := s.node(arg(0))
 		n.log = n.log[:record.Seq(s.number(arg(1)))-n.base.Seq]
+	case "spoil":
+		n := s.node(arg(0))
+		for i := 1; i < len(args); i++ {
+			n.bad = append(n.bad, record.Seq(s.number(arg(i))))
+		}
 	case "replace":
 		n := s.node(arg(0))
 		n.log, n.base, n.hard, n.table, n.memory = nil, record.Pos{}, Hard{}, Table{}, nil

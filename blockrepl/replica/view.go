@@ -240,6 +240,9 @@ func (r *Replica) orForget(help, name string, id record.ServerID) string {
 }
 
 func (r *Replica) masterCondition(name string) (Condition, string, string) {
+	if reason, next := r.holeCondition(name); reason != "" {
+		return Suspended, reason, next
+	}
 	if !r.m.serving {
 		next := ""
 		for _, p := range r.peers { // in the set, even when only a pending change waits for it
