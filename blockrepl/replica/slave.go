@@ -96,11 +96,20 @@ func (r *Replica) followAnew(p *peer, j *wire.Join) {
 		r.follow(p, j, nil)
 		return
 	}
-	session, last := p.session, r.last
+	r.setAside(p, j, at, p.session, r.last)
+}
+
+// setAside follows an epoch by a resync, and sets aside what is above number at, or
+// above the next one below it whose sum is known: of two damaged records in a row
+// nothing tells the first one's.
+func (r *Replica) setAside(p *peer, j *wire.Join, at record.Seq, session uint64, last record.Pos) {
 	r.sumAt(at, func(pos record.Pos, ok bool) {
 		switch {
 		case r.joinOutdated(p, j, session, last):
+		case !ok && at >= r.first:
+			r.setAside(p, j, at-1, session, last)
 		case !ok:
+			r.warn("records that the master does not have cannot be set aside: the journal's first ones are damaged", "first", uint64(r.first), "last", uint64(last.Seq), "epoch", j.Epoch.String())
 			r.follow(p, j, nil)
 		default:
 			r.warn("records that the master does not have are set aside", "first", uint64(at+1), "last", uint64(last.Seq), "epoch", j.Epoch.String())
