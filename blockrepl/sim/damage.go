@@ -182,7 +182,7 @@ func (s *Sim) member(n *node) bool {
 func (s *Sim) spare(n *node) bool {
 	for _, m := range s.nodes {
 		if m != n && s.member(m) && m.up && !m.dead && !m.sickDisk && inState(&m.journal.durable.hard.State, m.id) && s.complete(m) {
-			return true
+			return !s.wanted(n)
 		}
 	}
 	return false

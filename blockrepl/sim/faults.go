@@ -43,12 +43,13 @@ const (
 	fSet                     // on_degraded and keep are changed
 	fHungDisk                // no fsync ends for a while, and the process answers
 	fUneven                  // a server starts with another peer_timeout
+	fRot                     // records of the journal cannot be read any more
 	faults
 )
 
 var faultNames = [faults]string{"crash", "power", "pause", "cut", "isolate", "one-way", "slow-disk", "sick-disk",
 	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move", "corrupt", "bare",
-	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set", "hung-disk", "uneven"}
+	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set", "hung-disk", "uneven", "rot"}
 
 func (f fault) String() string { return faultNames[f] }
 
@@ -161,6 +162,8 @@ func (s *Sim) inflict(f fault, n *node) {
 		s.at(long, event{what: evUndo, n: n.i, a: uint64(f), b: uint64(n.run)})
 	case fReplace, fOldCopy, fLoseTail:
 		s.loseData(f, n)
+	case fRot:
+		s.spoil(n)
 	}
 }
 
@@ -187,6 +190,8 @@ func (s *Sim) undo(ev *event) {
 		if n.up && uint64(n.run) == ev.b {
 			n.post(replica.Space{Free: s.prof.free})
 		}
+	case fRot:
+		n.journal.heal(func(p *spot) bool { return p.hard })
 	}
 }
 
@@ -221,6 +226,7 @@ func (s *Sim) becalm() {
 	}
 	for _, n := range s.nodes {
 		n.slowTo, n.hungTo, n.sickDisk = 0, 0, false
+		n.journal.heal(func(p *spot) bool { return p.hard && p.Seq > n.journal.durable.hard.Checkpoint })
 		if n.paused {
 			n.pausedTo = s.now
 			n.kick()

@@ -3,6 +3,7 @@ package sim
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/blockrepl/blockrepl/journal/record"
@@ -92,8 +93,10 @@ func (m *image) powerCut(r *rand.Rand) {
 type applier struct {
 	target, applied record.Seq
 	busy            bool
-	from, to        record.Seq // the batch under way
-	early           bool       // it is in the image already, and not yet told
+	from, to        record.Seq   // the batch under way
+	early           bool         // it is in the image already, and not yet told
+	stuck           bool         // at a record that cannot be read
+	missed          []record.Seq // that the start could not read
 	gen             uint64
 }
 
@@ -118,11 +121,17 @@ func (n *node) applyTo(seq record.Seq) {
 // anyone is told, half after: readers see either.
 func (n *node) applyMore() {
 	a := &n.app
-	if a.busy || a.target <= a.applied {
+	if a.busy || a.stuck || n.dead && n.s.prof.weight[fRot] > 0 || a.target <= a.applied {
 		return
 	}
-	a.busy, a.from = true, a.applied+1
+	a.from = a.applied + 1
 	a.to = min(a.target, a.applied+1+record.Seq(n.s.dice.disk.IntN(applyMax)))
+	if p := n.unreadable(a.from, a.to); p != nil {
+		a.stuck = true
+		n.mend(p, p.Seq, true)
+		return
+	}
+	a.busy = true
 	if a.early = n.s.dice.disk.Uint32()&1 == 0; a.early {
 		n.applyBatch(a.from, a.to)
 	}
@@ -148,6 +157,11 @@ func (n *node) applyEnd(gen uint64) {
 	}
 	if !a.early {
 		n.applyBatch(a.from, a.to)
+	}
+	for q := a.from; q <= a.to && len(a.missed) > 0; q++ {
+		if slices.Contains(a.missed, q) {
+			n.in.missed = append(n.in.missed, n.journal.os.get(q))
+		}
 	}
 	a.busy, a.applied = false, a.to
 	n.in.applied = max(n.in.applied, a.to)

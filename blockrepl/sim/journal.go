@@ -29,6 +29,7 @@ type journal struct {
 	pending     []replica.Store
 	trims       []record.Seq // beside pending: trimmed behind that store; 0: not
 	syncing     bool
+	rot         []spot // what cannot be read
 }
 
 func newJournal() journal {
@@ -55,6 +56,14 @@ func (c *content) sumAt(q record.Seq) uint64 {
 		return rec.Prev
 	}
 	return 0
+}
+
+// lookUp is the header sum of a number as the disk tells it, zero when it does not.
+func (j *journal) lookUp(q record.Seq) uint64 {
+	if j.spotAt(q) != nil && j.spotAt(q+1) != nil {
+		return 0
+	}
+	return j.os.sumAt(q)
 }
 
 func (c *content) cut(to record.Pos) {
@@ -105,6 +114,10 @@ func (c *content) clone() content {
 
 func (j *journal) write(st replica.Store) {
 	st.Records = slices.Clone(st.Records)
+	j.heal(func(p *spot) bool {
+		k := len(st.Records)
+		return st.Reset != nil || st.Cut != nil && p.Seq == st.Cut.Seq || k > 0 && p.Seq >= st.Records[0].Seq && p.Seq <= st.Records[k-1].Seq
+	})
 	j.os.write(&st)
 	j.pending = append(j.pending, st)
 	j.trims = append(j.trims, 0)
@@ -156,6 +169,7 @@ func (j *journal) loseTail(k int) record.Seq {
 	first := c.last.Seq + 1 - record.Seq(k)
 	rec := c.recs[len(c.recs)-k]
 	c.cut(record.Pos{Seq: first - 1, Sum: rec.Prev})
+	j.heal(func(p *spot) bool { return p.Seq == first-1 })
 	j.os = c.clone()
 	return first
 }
@@ -171,10 +185,24 @@ func (j *journal) saved() replica.Saved {
 	}
 	s.Table.Entries = slices.Clone(c.table.Entries)
 	from := max(c.first, min(c.table.AsOf, c.hard.Checkpoint)+1)
+	hole := false // the number before cannot be read
 	for q := from; q <= c.last.Seq; q++ {
 		rec := c.get(q)
+		if j.spotAt(q) != nil {
+			if hole {
+				s.Sums = s.Sums[:0]
+			}
+			s.Sums, hole = append(s.Sums, 0), true // the next record says which
+			if q > c.table.AsOf {
+				s.Missed = append(s.Missed, q)
+			}
+			continue
+		}
 		if q == from {
 			s.Sums = append(s.Sums, rec.Prev)
+		}
+		if hole {
+			s.Sums[len(s.Sums)-1], hole = rec.Prev, false
 		}
 		s.Sums = append(s.Sums, rec.Sum)
 		if q > c.table.AsOf && (rec.Kind == record.KindMark || rec.Kind == record.KindResize) {

@@ -55,12 +55,15 @@ const (
 	ntInit                       // a volume was created by init
 	ntInitRefused                // init was refused
 	ntInitCrash                  // the server crashed in the middle of init
+	ntMended                     // a record was fetched again from another server
+	ntUnreadable                 // nobody had a record that was to be sent
+	ntFailedRead                 // nobody had a record that was to be applied
 	notables
 )
 
 var notableNames = [notables]string{"two lines", "accepted loss", "wrong old-master-dead", "promoted against the warning",
 	"split brain named", "split brain resolved", "resolve refused", "committed records set aside",
-	"created by init", "init refused", "crash in init"}
+	"created by init", "init refused", "crash in init", "record mended", "record not mended", "failed at a record"}
 
 func (m *Marks) note(t notable) { m.things[t]++ }
 
@@ -94,6 +97,9 @@ var must = func() (list [faults][states]bool) {
 	list[fHungDisk][stFollowing], list[fHungDisk][stWriting] = true, true
 	list[fSet][stServing], list[fSet][stWriting] = true, true
 	list[fUneven][stDown] = true
+	for _, st := range []state{stFollowing, stServing, stWriting, stLost, stCatchUp} {
+		list[fRot][st] = true
+	}
 	list[fResolve][stLost], list[fResolve][stServing] = true, true
 	return list
 }()

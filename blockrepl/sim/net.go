@@ -214,6 +214,10 @@ func (s *Sim) deliver(n *node, l *link, k int, msg wire.Message) {
 		n.answer(from, l.session, m)
 	case *wire.ExtentData:
 		n.copied(l.session, m)
+	case *wire.Fetch:
+		n.lend(l.session, m)
+	case *wire.Fetched:
+		n.fetched(from, m)
 	default:
 		n.post(replica.Received{Peer: serverIDs[from], Session: l.session, Msg: msg})
 	}

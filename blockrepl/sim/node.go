@@ -46,7 +46,10 @@ type node struct {
 	app       applier
 	sync      syncing
 	copying   copying
-	filling   *filling // an init under way
+	filling   *filling   // an init under way
+	ring      record.Seq // records from it on are in memory, too
+	mends     []*mending
+	mendID    uint64
 	cursors   [nodesMax]cursor
 	rounds    map[uint64][]uint64 // read rounds: requests
 	roundID   uint64
@@ -69,6 +72,7 @@ type node struct {
 	out     bool         // it knows that it is not in sync, and is told to keep its side
 	rash    bool         // as a candidate it was told to go on without others
 	held    bool         // the operator keeps it down
+	failed  int          // how often it had failed when the operator looked
 	tidy    bool         // stopping in order
 	copyOf  *backup
 	spared  int64 // the only one who knows what another has lost: no crash before
@@ -78,6 +82,7 @@ type node struct {
 type inbox struct {
 	stored  uint64
 	applied record.Seq
+	missed  []*record.Record // with applied
 	synced  record.Seq
 	events  []replica.Event
 	ops     []arrival
@@ -161,7 +166,8 @@ func (n *node) start() {
 	n.run++
 	n.up, n.paused, n.dead, n.scheduled, n.queued, n.tidy = true, false, false, false, false, false
 	n.in, n.app, n.sync, n.copying, n.cursors = inbox{}, applier{}, syncing{}, copying{}, [nodesMax]cursor{}
-	n.rash, n.filling = false, nil
+	n.rash, n.filling, n.mends = false, nil, nil
+	n.ring = n.journal.os.last.Seq + 1
 	n.rounds, n.stops = map[uint64][]uint64{}, map[uint64]bool{}
 	n.eff = replica.Effects{}
 	n.mark = n.markFile
@@ -173,6 +179,7 @@ func (n *node) start() {
 		saved.Unlike = "the image has content, and the journal knows nothing of it"
 	}
 	n.rep = replica.New(n.config(), saved, n.now())
+	n.app.missed = saved.Missed
 	at := saved.Hard.Checkpoint
 	if m := saved.Hard.Resync; m != nil {
 		at = max(at, m.Base)
@@ -214,7 +221,7 @@ func (k *mark) forgot(saved *replica.Saved, j *journal) string {
 	case saved.Last.Seq < k.durable.Seq:
 		return "the journal ends below what the marks remember"
 	}
-	if rec := j.os.get(k.durable.Seq); rec != nil && rec.Sum != k.durable.Sum {
+	if rec := j.os.get(k.durable.Seq); rec != nil && j.spotAt(k.durable.Seq) == nil && rec.Sum != k.durable.Sum {
 		return "a record has another sum than the marks remember"
 	}
 	return ""
@@ -274,7 +281,7 @@ func (n *node) round() {
 		n.step(now, replica.Stored{ID: in.stored})
 	}
 	if in.applied > 0 {
-		n.step(now, replica.Applied{Seq: in.applied})
+		n.step(now, replica.Applied{Seq: in.applied, Missed: in.missed})
 	}
 	if in.synced > 0 {
 		n.step(now, replica.ImageSynced{Seq: in.synced})
@@ -382,7 +389,7 @@ func (n *node) carryOut(e *replica.Effects) {
 	}
 	for _, seq := range e.Lookups {
 		ev := replica.Looked{Seq: seq}
-		if sum := n.journal.os.sumAt(seq); sum != 0 {
+		if sum := n.journal.lookUp(seq); sum != 0 {
 			ev.Pos, ev.OK = record.Pos{Seq: seq, Sum: sum}, true
 		}
 		n.post(ev)
@@ -393,6 +400,9 @@ func (n *node) carryOut(e *replica.Effects) {
 	if e.Trim != 0 && !n.dead {
 		s.trimmed(n, e.Trim)
 		n.journal.trim(e.Trim)
+	}
+	if e.Fail != nil {
+		n.failRead(e.Fail.Err)
 	}
 	for i := range e.Results {
 		s.oper.result(s, n, &e.Results[i])
@@ -413,10 +423,14 @@ func (n *node) store(st *replica.Store) {
 	if st.Cut != nil || st.Reset != nil {
 		n.cursors = [nodesMax]cursor{}
 	}
+	if st.Cut != nil {
+		n.ring = min(n.ring, st.Cut.Seq+1)
+	}
 	if st.Reset != nil {
+		n.ring = st.Reset.Seq + 1
 		n.app.reset(st.Reset.Seq)
 		n.image.seq, n.image.sum = st.Reset.Seq, st.Reset.Sum
-		n.in.applied, n.in.synced = 0, 0
+		n.in.applied, n.in.missed, n.in.synced = 0, nil, 0
 		n.sync.gen++
 		n.mixed++
 	}

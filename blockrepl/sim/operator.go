@@ -339,6 +339,9 @@ func (o *operator) act(s *Sim) {
 	s.at(int64(operatorLook), event{what: evOperator})
 	for _, n := range s.nodes { // whoever can be repaired is not to be forgotten
 		if n.up && n.rep.View(n.now()).State == replica.FailedHere {
+			if n.failed++; n.wanting() && n.failed > 2 && o.instead(s, n) {
+				return // restarting it does not help
+			}
 			s.crash(n, false)
 			s.at(0, event{what: evStart, n: n.i})
 			return
@@ -380,6 +383,10 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 	}
 	switch words[0] {
 	case "promote":
+		if strings.Contains(v.Next, "when this one is stopped") {
+			o.instead(s, n)
+			return
+		}
 		if strings.HasPrefix(v.Next, "on another") {
 			for _, m := range s.nodes {
 				if m != n && m.up && s.complete(m) {
@@ -412,6 +419,26 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 	}
 }
 
+// instead stops n and promotes another server that has everything.
+func (o *operator) instead(s *Sim, n *node) bool {
+	if o.promote != 0 {
+		return false
+	}
+	for _, m := range s.nodes {
+		if m == n || !m.up || m.dead || !s.complete(m) || m.wanting() || s.better(m) {
+			continue
+		}
+		s.crash(n, false)
+		o.next++
+		n.held, n.failed = true, 0
+		o.promote, o.node, o.dead = o.next, m, n
+		s.tell(m.i, "promote instead of %v", n.id)
+		m.post(replica.Promote{ID: o.next, OldMasterDead: true, AcceptLoss: !s.member(m)})
+		return true
+	}
+	return false
+}
+
 // noMaster reports whether the server that the newest state names master is none.
 func (s *Sim) noMaster() bool {
 	st, _ := s.newest()
@@ -421,7 +448,7 @@ func (s *Sim) noMaster() bool {
 
 // better reports whether n is not in sync and another server is, with everything.
 func (s *Sim) better(n *node) bool {
-	return !s.member(n) && slices.ContainsFunc(s.nodes, func(m *node) bool { return m != n && s.member(m) && s.complete(m) })
+	return !s.member(n) && slices.ContainsFunc(s.nodes, func(m *node) bool { return m != n && s.member(m) && s.complete(m) && !m.wanting() })
 }
 
 // complete reports whether n holds everything that was committed.

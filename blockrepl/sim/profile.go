@@ -102,11 +102,18 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 		p.total += p.weight[fHungDisk]
 	}
 	p.uneven = chance(r, 0.2)
+	if chance(r, 0.2) {
+		p.weight[fRot] = 4
+		p.total += p.weight[fRot]
+	}
 	for _, name := range opt.Off {
 		switch name {
 		case fHungDisk.String():
 			p.total -= p.weight[fHungDisk]
 			p.weight[fHungDisk] = 0
+		case fRot.String():
+			p.total -= p.weight[fRot]
+			p.weight[fRot] = 0
 		case fUneven.String():
 			p.uneven = false
 		case fCorrupt.String():

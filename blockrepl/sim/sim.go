@@ -43,6 +43,7 @@ const (
 	evCrash                    // node n crashes
 	evInit                     // the operator creates the volume at node n
 	evFill                     // node n's init goes on
+	evMend                     // node n waited for a record that it asked for
 )
 
 // event is one entry of the heap. n, p, a, b and msg depend on what.
@@ -59,7 +60,7 @@ type event struct {
 // dice are the streams of random numbers, one for each part, so that a fault
 // switched off changes the others as little as possible.
 type dice struct {
-	net, disk, client, fault, oper, node, bits, time *rand.Rand
+	net, disk, client, fault, oper, node, bits, time, rot *rand.Rand
 }
 
 // Sim is one schedule under way.
@@ -154,7 +155,7 @@ func New(seed uint64, opt Options) *Sim {
 		s.marks = &Marks{}
 	}
 	stream := func(i uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, i)) }
-	s.dice = dice{net: stream(1), disk: stream(2), client: stream(3), fault: stream(4), oper: stream(5), node: stream(6), bits: stream(8), time: stream(11)}
+	s.dice = dice{net: stream(1), disk: stream(2), client: stream(3), fault: stream(4), oper: stream(5), node: stream(6), bits: stream(8), time: stream(11), rot: stream(12)}
 	s.prof = drawProfile(stream(7), opt)
 	s.prof.drawHarsh(stream(9), opt)
 	if opt.Restless {
@@ -337,6 +338,8 @@ func (s *Sim) dispatch(ev *event) {
 		s.oper.ordered(s)
 	case evFill:
 		n.fill()
+	case evMend:
+		n.mendTimer(ev)
 	case evCrash:
 		if !s.calm && s.now >= s.quiet {
 			s.inflict(fCrash, n)

@@ -70,6 +70,14 @@ func (n *node) pump(ev *event) {
 		if rec == nil {
 			break
 		}
+		if p := n.unreadable(q, q); p != nil {
+			seq := q
+			if p.hard {
+				seq = c.next
+			}
+			n.mend(p, seq, false)
+			return // goes on when it is mended, or its link ends
+		}
 		a.Records = append(a.Records, rec)
 	}
 	if len(a.Records) == 0 {
