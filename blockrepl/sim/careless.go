@@ -19,13 +19,16 @@ import (
 func (o *operator) careless(s *Sim, f fault, n *node) {
 	if f == fWildLoss || f == fWildDead {
 		o.another(s)
+		n = s.behind(n)
 	}
 	switch f {
 	case fWildLoss:
+		if o.leave(s, n) {
+			return
+		}
 		s.hit(f, n)
 		o.wildly(o.barring(s, n, "accept-loss"))
-		s.tell(n.i, "promote --accept-loss")
-		n.post(replica.Promote{ID: o.next, AcceptLoss: true, OldMasterDead: s.dice.oper.IntN(2) == 0})
+		o.acceptLoss(s, n)
 	case fWildDead:
 		s.hit(f, n)
 		o.wildly(o.barring(s, n, "old-master-dead"))
@@ -37,6 +40,57 @@ func (o *operator) careless(s *Sim, f fault, n *node) {
 		s.hit(f, n)
 		o.keep(s, n)
 	}
+}
+
+// acceptLoss is the command.
+func (o *operator) acceptLoss(s *Sim, n *node) {
+	s.tell(n.i, "promote --accept-loss")
+	n.post(replica.Promote{ID: o.next, AcceptLoss: true, OldMasterDead: s.dice.oper.IntN(2) == 0})
+}
+
+// leave lets n lack what will be committed, sometimes: it is cut off, the others forget
+// it, and a while later it is promoted all the same.
+func (o *operator) leave(s *Sim, n *node) bool {
+	r := s.dice.oper
+	st, _ := s.newest()
+	if len(s.nodes) < 3 || st.Epoch.IsZero() || r.IntN(3) == 0 {
+		return false
+	}
+	m := s.nodes[index(st.Master)]
+	if m == n || !m.up || m.dead {
+		return false
+	}
+	s.inflict(fIsolate, n)
+	s.tell(m.i, "forget %v, which is cut off", n.id)
+	m.post(replica.Forget{ID: o.next, Server: n.id})
+	s.at(2*int64(peerTimeout)+exp(r, peerTimeout), event{what: evLeft, n: n.i, run: n.run})
+	return true
+}
+
+// left is the promotion of who was left behind.
+func (o *operator) left(s *Sim, n *node) {
+	if s.calm || n.dead {
+		return
+	}
+	o.next++
+	o.another(s)
+	s.hit(fWildLoss, n)
+	o.wildly(o.barring(s, n, "accept-loss"))
+	o.acceptLoss(s, n)
+}
+
+// behind is mostly a server that lacks what was committed, where there is one, for by
+// it something is lost; else n.
+func (s *Sim) behind(n *node) *node {
+	r := s.dice.oper
+	from := r.IntN(len(s.nodes))
+	for i := range s.nodes {
+		m := s.nodes[(from+i)%len(s.nodes)]
+		if m.up && !m.dead && !s.complete(m) && r.IntN(3) > 0 {
+			return m
+		}
+	}
+	return n
 }
 
 // keep resolves a split brain in favour of n's side.

@@ -43,6 +43,7 @@ const (
 	evCrash                    // node n crashes
 	evInit                     // the operator creates the volume at node n
 	evFill                     // node n's init goes on
+	evLeft                     // node n is promoted, which was left behind
 	evMend                     // node n waited for a record that it asked for
 )
 
@@ -334,6 +335,8 @@ func (s *Sim) dispatch(ev *event) {
 		s.becalm()
 	case evUsurp:
 		s.oper.usurped(s, n)
+	case evLeft:
+		s.oper.left(s, n)
 	case evInit:
 		s.oper.ordered(s)
 	case evFill:
