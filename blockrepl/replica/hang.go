@@ -38,11 +38,8 @@ func (r *Replica) overdue(at Time) time.Duration {
 	return 0
 }
 
-// hangCondition names the server whose disk writes wait for, "" when there is none.
+// hangCondition names the other server whose disk writes wait for, "" when there is none.
 func (r *Replica) hangCondition(name string) (reason, next string) {
-	if d := r.diskHangs(); d > 0 {
-		return r.diskCondition(name, d)
-	}
 	for _, p := range r.peers {
 		d := r.hangs(p)
 		if d == 0 {

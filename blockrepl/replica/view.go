@@ -128,6 +128,9 @@ func (r *Replica) condition() (Condition, string, string) {
 		return FailedHere, r.reason, "repair the disk, then restart this server; or promote another one: blockrepl promote " + name
 	case !r.splitBy.IsZero():
 		return SplitBrain, fmt.Sprintf("this server and %v both went on alone", r.splitBy), "blockrepl resolve " + name + " --keep SERVER"
+	case r.role != wire.RoleMaster && r.diskHangs() > 0:
+		reason, next := r.diskCondition(name, r.diskHangs())
+		return Suspended, reason, next
 	case r.forgot != "" && r.blank():
 		if id := r.keeper(); !id.IsZero() { // an init would be refused
 			return Diverged, fmt.Sprintf("%s; the volume exists on server %v", r.forgot, id), "see there what to do: blockrepl status " + name
@@ -148,9 +151,6 @@ func (r *Replica) condition() (Condition, string, string) {
 	case r.role == wire.RoleSlave && r.crowded() && r.hard.State.Master == r.cfg.Self:
 		return Suspended, fmt.Sprintf("%d masterships began since all members were last in sync, most by restarts of the master; the history of them is nearly full, so none begins by itself any more", len(r.hard.History)),
 			"find out why servers restart, start all members, then: blockrepl promote " + name
-	case r.role != wire.RoleMaster && r.diskHangs() > 0:
-		reason, next := r.diskCondition(name, r.diskHangs())
-		return Suspended, reason, next
 	case r.hard.Resync != nil:
 		return Resyncing, "the image is being compared with the master's and copied where it differs; not promotable until that ends", ""
 	}
@@ -241,6 +241,13 @@ func (r *Replica) orForget(help, name string, id record.ServerID) string {
 
 func (r *Replica) masterCondition(name string) (Condition, string, string) {
 	if reason, next := r.holeCondition(name); reason != "" {
+		return Suspended, reason, next
+	}
+	if d := r.diskHangs(); d > 0 { // first: no command takes effect before it ends
+		reason, next := r.diskCondition(name, d)
+		if !r.m.serving {
+			reason = fmt.Sprintf("epoch %v has not begun: %s", r.epoch(), reason)
+		}
 		return Suspended, reason, next
 	}
 	if !r.m.serving {
