@@ -113,3 +113,39 @@ func TestSlaveThatHangsWhileItIsAdmittedIsNotWaitedFor(t *testing.T) {
 		t.Fatalf("a write waits for c, which is not in sync; status is %s, %q, next %q; forget: %v", v.State, v.Reason, v.Next, res.Err)
 	}
 }
+
+// A master that had gone on without a slave, as on_degraded = continue allows, took it back
+// by an acknowledgement from before, which the network had kept: meanwhile the slave may
+// have promised another epoch, and what this one commits may be lost without a word.
+func TestSlaveIsNotTakenBackByWhatItSaidBefore(t *testing.T) {
+	c := newCluster(t, 2, wire.Continue)
+	c.start("a", "b")
+	c.pass(time.Second)
+	a, b := c.node("a"), c.node("b")
+	c.kill("a")
+	var kept []wire.Message
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		switch m.(type) {
+		case *wire.Ack, *wire.HeartbeatAck:
+			if a.r.m != nil && a.r.m.change == nil && inSync(&a.r.hard.State, b.id) {
+				kept = append(kept, m)
+			}
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	c.start("a")
+	c.pass(5 * time.Second)
+	if !a.r.m.serving || inSync(&a.r.hard.State, b.id) || len(kept) == 0 {
+		t.Fatalf("a serves: %v, in sync are %v, kept are %d messages; want it to go on without b", a.r.m.serving, a.r.hard.State.InSync, len(kept))
+	}
+	c.mangle = nil
+	for _, m := range kept {
+		a.step(Received{b.id, a.links[b.id], m})
+	}
+	if a.r.m.change != nil || a.r.waited(b.id) {
+		t.Error("b is taken back by what it said before a went on without it")
+	}
+	c.pass(5 * time.Second)
+	a.want(Healthy)
+}

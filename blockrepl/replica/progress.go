@@ -315,5 +315,10 @@ func (r *Replica) missing(p *peer, silent bool) {
 		out := names(dropped(&r.hard.State, &st))
 		r.warn("on_degraded = continue: going on without a server; it must not be promoted now", "server", out, "reason", p.reason)
 		r.propose(st, 0, true)
+		if p.session != 0 {
+			// What is under way since before over its link, which may come when the network
+			// lets it, does not bring it back: it may have promised since.
+			p.out = r.now
+		}
 	}
 }
