@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math"
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
@@ -213,8 +214,8 @@ func (s *Sim) crash(n *node, power bool) {
 	s.oper.crashed(n)
 }
 
-// becalm ends the faults: everything runs and every link is possible. What is
-// left to do is the operator's. A master whose death was asserted stays down until
+// becalm ends the faults: everything runs and every link is possible, but disks may go
+// on hanging. What is left to do is the operator's. A master whose death was asserted stays down until
 // that command is answered, as its words ask.
 func (s *Sim) becalm() {
 	s.calm, s.calmAt = true, s.now
@@ -225,7 +226,14 @@ func (s *Sim) becalm() {
 		}
 	}
 	for _, n := range s.nodes {
-		n.slowTo, n.hungTo, n.sickDisk = 0, 0, false
+		if n.hungTo > s.now && s.dice.rot.IntN(2) == 0 {
+			n.hungTo = math.MaxInt64 // until the operator repairs it
+			s.marks.note(ntHungCalm)
+			s.tell(n.i, "disk goes on hanging")
+		} else {
+			n.hungTo = 0
+		}
+		n.slowTo, n.sickDisk = 0, false
 		n.journal.heal(func(p *spot) bool { return p.hard && p.Seq > n.journal.durable.hard.Checkpoint })
 		if n.paused {
 			n.pausedTo = s.now

@@ -58,12 +58,14 @@ const (
 	ntMended                     // a record was fetched again from another server
 	ntUnreadable                 // nobody had a record that was to be sent
 	ntFailedRead                 // nobody had a record that was to be applied
+	ntHungCalm                   // a disk hung until it was repaired
+	ntRepaired                   // the operator did so because status said it
 	notables
 )
 
 var notableNames = [notables]string{"two lines", "accepted loss", "wrong old-master-dead", "promoted against the warning",
 	"split brain named", "split brain resolved", "resolve refused", "committed records set aside",
-	"created by init", "init refused", "crash in init", "record mended", "record not mended", "failed at a record"}
+	"created by init", "init refused", "crash in init", "record mended", "record not mended", "failed at a record", "hung into the calm", "hung disk repaired"}
 
 func (m *Marks) note(t notable) { m.things[t]++ }
 

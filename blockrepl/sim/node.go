@@ -459,7 +459,7 @@ func (n *node) diskTime() int64 {
 
 func (n *node) fsynced(store uint64) {
 	j := &n.journal
-	if n.hungTo > n.s.now { // looked at again: the calm, too, ends it
+	if n.hungTo > n.s.now { // looked at again: the calm, or the operator, ends it
 		n.after(min(n.hungTo-n.s.now, int64(peerTimeout)/4), event{what: evFsynced, a: store})
 		return
 	}

@@ -373,6 +373,16 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 	s.tell(n.i, "status: %v, %s; next: %s", v.State, v.Reason, v.Next)
 	o.next++
 	_, command, ok := strings.Cut(v.Next, "blockrepl ")
+	if strings.Contains(v.Next, "when this one is stopped") && o.instead(s, n) {
+		return
+	}
+	if m := s.ailing(n, v.Next); m != nil && (!ok || s.dice.oper.IntN(2) == 0) {
+		s.marks.note(ntRepaired)
+		s.tell(m.i, "is repaired")
+		s.crash(m, false)
+		s.at(0, event{what: evStart, n: m.i})
+		return
+	}
 	if !ok {
 		return
 	}
@@ -383,10 +393,6 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 	}
 	switch words[0] {
 	case "promote":
-		if strings.Contains(v.Next, "when this one is stopped") {
-			o.instead(s, n)
-			return
-		}
 		if strings.HasPrefix(v.Next, "on another") {
 			for _, m := range s.nodes {
 				if m != n && m.up && s.complete(m) {
@@ -419,6 +425,19 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 	}
 }
 
+// ailing is the server whose disk n's status asks to be repaired, nil when there is none.
+func (s *Sim) ailing(n *node, next string) *node {
+	if strings.Contains(next, "repair the disk") || strings.Contains(next, "when this one is stopped") {
+		return n
+	}
+	for _, m := range s.nodes {
+		if m.up && strings.HasPrefix(next, "repair or restart "+m.id.String()) {
+			return m
+		}
+	}
+	return nil
+}
+
 // instead stops n and promotes another server that has everything.
 func (o *operator) instead(s *Sim, n *node) bool {
 	if o.promote != 0 {
@@ -432,6 +451,9 @@ func (o *operator) instead(s *Sim, n *node) bool {
 		o.next++
 		n.held, n.failed = true, 0
 		o.promote, o.node, o.dead = o.next, m, n
+		if s.prof.careless {
+			o.wildly(o.barring(s, m, "calm"))
+		}
 		s.tell(m.i, "promote instead of %v", n.id)
 		m.post(replica.Promote{ID: o.next, OldMasterDead: true, AcceptLoss: !s.member(m)})
 		return true
