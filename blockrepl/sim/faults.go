@@ -45,12 +45,13 @@ const (
 	fHungDisk                // no fsync ends for a while, and the process answers
 	fUneven                  // a server starts with another peer_timeout
 	fRot                     // records of the journal cannot be read any more
+	fTwo                     // two people give commands at two servers at once
 	faults
 )
 
 var faultNames = [faults]string{"crash", "power", "pause", "cut", "isolate", "one-way", "slow-disk", "sick-disk",
 	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move", "corrupt", "bare",
-	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set", "hung-disk", "uneven", "rot"}
+	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set", "hung-disk", "uneven", "rot", "two"}
 
 func (f fault) String() string { return faultNames[f] }
 
@@ -58,7 +59,9 @@ func (f fault) String() string { return faultNames[f] }
 func (f fault) often() bool { return f >= fLose && f <= fBare }
 
 // commanded reports whether f is an act of the operator.
-func (f fault) commanded() bool { return f >= fPromote && f <= fUsurp || f >= fWildLoss && f <= fSet }
+func (f fault) commanded() bool {
+	return f >= fPromote && f <= fUsurp || f >= fWildLoss && f <= fSet || f == fTwo
+}
 
 // hit notes that a fault met a server in its present state.
 func (s *Sim) hit(f fault, n *node) {

@@ -58,6 +58,7 @@ const (
 	ntMended                     // a record was fetched again from another server
 	ntUnreadable                 // nobody had a record that was to be sent
 	ntFailedRead                 // nobody had a record that was to be applied
+	ntSecond                     // the second of two promotions at once was carried out
 	ntHungCalm                   // a disk hung until it was repaired
 	ntRepaired                   // the operator did so because status said it
 	notables
@@ -65,7 +66,7 @@ const (
 
 var notableNames = [notables]string{"two lines", "accepted loss", "wrong old-master-dead", "promoted against the warning",
 	"split brain named", "split brain resolved", "resolve refused", "committed records set aside",
-	"created by init", "init refused", "crash in init", "record mended", "record not mended", "failed at a record", "hung into the calm", "hung disk repaired"}
+	"created by init", "init refused", "crash in init", "record mended", "record not mended", "failed at a record", "second promotion", "hung into the calm", "hung disk repaired"}
 
 func (m *Marks) note(t notable) { m.things[t]++ }
 
@@ -99,6 +100,7 @@ var must = func() (list [faults][states]bool) {
 	list[fHungDisk][stFollowing], list[fHungDisk][stWriting] = true, true
 	list[fSet][stServing], list[fSet][stWriting] = true, true
 	list[fUneven][stDown] = true
+	list[fTwo][stLost], list[fTwo][stFollowing] = true, true
 	for _, st := range []state{stFollowing, stServing, stWriting, stLost, stCatchUp} {
 		list[fRot][st] = true
 	}

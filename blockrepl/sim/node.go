@@ -72,6 +72,8 @@ type node struct {
 	out     bool         // it knows that it is not in sync, and is told to keep its side
 	rash    bool         // as a candidate it was told to go on without others
 	held    bool         // the operator keeps it down
+	doubt   wire.State   // the newest when it was told to be forgotten
+	ailed   int          // how often status had named its disk then
 	failed  int          // how often it had failed when the operator looked
 	tidy    bool         // stopping in order
 	copyOf  *backup

@@ -14,10 +14,11 @@ import (
 //
 //   - --old-master-dead is said only when the newest mastership's server is dead,
 //     and stays so until the command is answered, and only of a server that is in
-//     the in-sync set;
+//     the in-sync set, and not for a server whose forget was not answered;
 //   - forget --force is said to the newest master only, and whoever it leaves out of
 //     the in-sync set is not promoted until it is in sync again;
-//   - one promotion at a time.
+//   - one promotion at a time; but two people may promote two servers at once, without a
+//     flag, while nothing is asserted.
 //
 // In the calm the operator does what status says, and nothing else.
 type operator struct {
@@ -29,6 +30,7 @@ type operator struct {
 	rash    int64  // a careless promotion may be under way until then
 	until   int64  // no --old-master-dead before: a stop may have asked a slave to take over
 	said    [nodesMax]said
+	beside  uint64            // the second of two promotions at once
 	turn    int               // whose status is looked at first
 	tried   [nodesMax]int     // promotions in the calm
 	creator *node             // where the volume is created, when by command
@@ -77,6 +79,8 @@ func (o *operator) order(s *Sim, f fault, n *node) {
 		o.usurp(s, n)
 	case fSet:
 		o.set(s, n)
+	case fTwo:
+		o.two(s, n)
 	case fResize:
 		if size := s.truth.top().size + 1 + r.IntN(4); size <= sectorsMax {
 			s.hit(f, n)
@@ -99,6 +103,59 @@ func (o *operator) set(s *Sim, n *node) {
 	s.hit(fSet, n)
 	s.tell(n.i, "set on_degraded %v, keep %d", policy, keep)
 	n.post(replica.SetOptions{ID: o.next, OnDegraded: policy, Keep: keep})
+}
+
+// two promotes n and lets another operator give a command at another server, who does
+// not know of it: within the time of a message or two. Neither asserts anything.
+func (o *operator) two(s *Sim, n *node) {
+	r := s.dice.oper
+	if len(s.nodes) == 1 || o.dead != nil || len(o.asserts) > 0 || s.unnoticed(n) || n.warned && !o.clear(s, n) {
+		return
+	}
+	m := s.nodes[r.IntN(len(s.nodes))]
+	if m == n || !m.up || m.dead {
+		return
+	}
+	s.hit(fTwo, n)
+	o.until = s.now + 10*int64(peerTimeout)
+	s.at(exp(r, 2*s.prof.latency), event{what: evSecond, n: m.i, run: m.run})
+	if s.prof.careless && n.rep.View(n.now()).State == replica.SplitBrain {
+		o.keep(s, n)
+		return
+	}
+	s.tell(n.i, "promote, one of two")
+	n.post(replica.Promote{ID: o.next})
+}
+
+// second is the other operator's command.
+func (o *operator) second(s *Sim, n *node) {
+	r := s.dice.oper
+	if s.calm || n.dead {
+		return
+	}
+	o.next++
+	at := n
+	if st, _ := s.newest(); !st.Epoch.IsZero() {
+		at = s.nodes[index(st.Master)]
+	}
+	switch k := r.IntN(6); {
+	case s.prof.careless && n.rep.View(n.now()).State == replica.SplitBrain:
+		o.keep(s, n)
+	case k < 3:
+		if s.unnoticed(n) || n.warned && !o.clear(s, n) {
+			return
+		}
+		s.tell(n.i, "promote, the other of two")
+		o.beside = o.next
+		n.post(replica.Promote{ID: o.next})
+	case !at.up || at.dead:
+	case k == 3:
+		o.forget(s, at, false)
+	case k == 4:
+		o.set(s, at)
+	default:
+		o.order(s, fResize, at)
+	}
 }
 
 // forced is a forget --force under way: what it asserts binds from when it is
@@ -207,6 +264,9 @@ func (o *operator) oldDead(s *Sim, n *node) {
 	if o.promote != 0 || s.now < o.until || st.Epoch.IsZero() || !s.member(n) || proposed != nil && proposed.Master != st.Master {
 		return
 	}
+	if !n.doubt.Epoch.IsZero() && !newerState(st, &n.doubt) {
+		return // somebody may yet hear that it is forgotten
+	}
 	m := s.nodes[index(st.Master)]
 	if m == n || m.up || n.warned && !o.clear(s, n) && !o.heedless(s, n) {
 		return
@@ -258,6 +318,9 @@ func (o *operator) forget(s *Sim, n *node, wild bool) {
 	} else {
 		s.hit(fForget, n)
 	}
+	if st, _ := s.newest(); st != nil {
+		m.doubt = *st
+	}
 	s.tell(n.i, "forget %v, force %v", m.id, force)
 	n.post(replica.Forget{ID: o.next, Server: m.id, Force: force})
 }
@@ -277,6 +340,9 @@ func (o *operator) result(s *Sim, n *node, r *replica.Result) {
 	o.settled(func(f forced) bool { return f.id == r.ID })
 	if rep := r.Report; r.Err == nil && rep != nil && !rep.Epoch.IsZero() && !rep.Already {
 		o.leftOut(s, n, r)
+		if r.ID == o.beside {
+			s.marks.note(ntSecond)
+		}
 	}
 	o.answered(s, n, r)
 	if n.filling != nil && r.ID == n.filling.id {
@@ -376,7 +442,10 @@ func (o *operator) obey(s *Sim, n *node, v *replica.View) {
 	if strings.Contains(v.Next, "when this one is stopped") && o.instead(s, n) {
 		return
 	}
-	if m := s.ailing(n, v.Next); m != nil && (!ok || s.dice.oper.IntN(2) == 0) {
+	if m := s.ailing(n, v.Next); m != nil {
+		m.ailed++
+	}
+	if m := s.ailing(n, v.Next); m != nil && (!ok || m.ailed%3 == 0 || strings.Contains(v.Next, "when this one is stopped") || s.dice.oper.IntN(2) == 0) {
 		s.marks.note(ntRepaired)
 		s.tell(m.i, "is repaired")
 		s.crash(m, false)

@@ -106,11 +106,18 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 		p.weight[fRot] = 4
 		p.total += p.weight[fRot]
 	}
+	if chance(r, 0.15) {
+		p.weight[fTwo] = 3
+		p.total += p.weight[fTwo]
+	}
 	for _, name := range opt.Off {
 		switch name {
 		case fHungDisk.String():
 			p.total -= p.weight[fHungDisk]
 			p.weight[fHungDisk] = 0
+		case fTwo.String():
+			p.total -= p.weight[fTwo]
+			p.weight[fTwo] = 0
 		case fRot.String():
 			p.total -= p.weight[fRot]
 			p.weight[fRot] = 0
@@ -131,7 +138,9 @@ func (p *profile) drawHarsh(r *rand.Rand, opt Options) {
 
 // suspends reports whether the volume never goes on without a server that was not
 // forgotten.
-func (p *profile) suspends() bool { return p.policy == wire.Suspend && p.weight[fSet] == 0 }
+func (p *profile) suspends() bool {
+	return p.policy == wire.Suspend && p.weight[fSet] == 0 && p.weight[fTwo] == 0
+}
 
 // drawRestless makes masterships change hands more often than a seed would by itself:
 // more servers, an operator who never rests, careless in every other schedule, and

@@ -44,6 +44,7 @@ const (
 	evInit                     // the operator creates the volume at node n
 	evFill                     // node n's init goes on
 	evLeft                     // node n is promoted, which was left behind
+	evSecond                   // another operator gives a command at node n
 	evMend                     // node n waited for a record that it asked for
 )
 
@@ -337,6 +338,8 @@ func (s *Sim) dispatch(ev *event) {
 		s.oper.usurped(s, n)
 	case evLeft:
 		s.oper.left(s, n)
+	case evSecond:
+		s.oper.second(s, n)
 	case evInit:
 		s.oper.ordered(s)
 	case evFill:
