@@ -141,8 +141,9 @@ func (s *Server) findLogs() (*foundLogs, error) {
 		return nil, err
 	}
 	promises := map[record.VolumeID]bool{} // these volumes find by themselves (Volume.load)
+	configured := map[string]bool{}
 	for _, v := range s.opt.Volumes {
-		promises[nameID(v.Name)] = true
+		promises[nameID(v.Name)], configured[v.Name] = true, true
 	}
 	for _, n := range list {
 		id := n.Log.Volume()
@@ -151,6 +152,10 @@ func (s *Server) findLogs() (*foundLogs, error) {
 			return nil, fmt.Errorf("the journal has two volumes called %q: %s and %s", n.Name, other.Volume(), id)
 		case n.Err == nil:
 			f.whole[n.Name] = n.Log
+			if !configured[n.Name] {
+				s.opt.Logger.Warn("the journal keeps a volume that is not in the configuration: this server takes no part in it; if it is retired, remove it with `blockrepl journal remove`",
+					"volume", n.Name, "uuid", id.String())
+			}
 		case n.Name != id.String():
 			f.damaged[n.Name] = n.Err
 		case !promises[id]:

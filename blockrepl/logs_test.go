@@ -3,9 +3,11 @@ package blockrepl
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
@@ -248,4 +250,29 @@ func TestRemovedVolumeMayComeAgain(t *testing.T) {
 	}
 	c.connect(1, "client").wantRead(0, make([]byte, 4096))
 	c.equalImages(0, 1, 2)
+}
+
+// A volume that was taken out of a configuration by mistake was missing without a word.
+func TestVolumeThatIsNotConfiguredIsNamed(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	var told atomic.Int32
+	c.change = func(o *Options) {
+		o.Logger = slog.New(slog.NewTextHandler(lineWriter(func(line []byte) {
+			if bytes.Contains(line, []byte("not in the configuration")) && bytes.Contains(line, []byte("volume=vol0")) {
+				told.Add(1)
+			}
+		}), nil))
+	}
+	c.start(0)
+	c.awaitHealthy(0)
+	c.stop(0, false)
+	if told.Load() != 0 {
+		t.Error("told of a volume that is configured")
+	}
+	c.volume.Name = "other"
+	c.start(0)
+	c.awaitHealthy(0)
+	if told.Load() != 1 {
+		t.Errorf("told %d times of the volume that is gone, want once", told.Load())
+	}
 }

@@ -179,3 +179,28 @@ func TestReadOfWhatIsCutMeanwhileIsNoDamage(t *testing.T) {
 	}
 	checkHolds(t, l, record.Pos{}, append(recs[:10:10], other...))
 }
+
+// The record that a cut was to be made behind had a damaged header: the write failed, and
+// with it the server, at each start.
+func TestCutBehindADamagedRecord(t *testing.T) {
+	o := options(t, vfs.NewMem())
+	o.Logger = nil
+	j := mustOpen(t, o)
+	l := mustLog(t, j, vol1)
+	recs := chain(vol1, record.Pos{}, 20, 1000)
+	mustWrite(t, l, Batch{Records: recs})
+	spoil(t, l, 10, offsetLen+8)
+	other := chainOf(vol1, recs[9].Pos(), 5, 1000, 2)
+	mustWrite(t, l, Batch{Cut: &Cut{After: recs[9].Pos(), Quarantine: "q"}, Records: other})
+	for range 2 {
+		if err := l.Replace(recs[9]); err != nil {
+			t.Fatal(err)
+		}
+		checkHolds(t, l, record.Pos{}, append(recs[:10:10], other...))
+		checkQuarantine(t, l, "q", recs[10:])
+		mustClose(t, j)
+		j = mustOpen(t, o)
+		l = mustLog(t, j, vol1)
+	}
+	mustClose(t, j)
+}

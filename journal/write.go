@@ -206,7 +206,7 @@ func (s *step) cut(c *Cut) error {
 	case c.After.Seq < s.state.begin.Seq:
 		return fmt.Errorf("cut behind %s, the log begins behind %s: %w", c.After, s.state.begin, ErrTrimmed)
 	}
-	at, offset, err := s.l.position(c.After.Seq)
+	at, offset, err := s.l.positionOrNext(c.After.Seq)
 	if err != nil {
 		return fmt.Errorf("cut behind %s: %w", c.After, err)
 	}
