@@ -332,6 +332,9 @@ func (r *Replica) forgets(why string) {
 	}
 	r.forgot, r.unlike = why, false
 	r.warn("this server lost records that it had acknowledged; it must be resynced", "reason", why)
+	if r.g.open && r.g.handing { // it was judged before
+		r.endSurvey(fmt.Errorf("%w: this server's past is not believed: %s", ErrRefused, why))
+	}
 	if r.role != wire.RoleSlave {
 		r.stepDown("its own past is not believed")
 		return

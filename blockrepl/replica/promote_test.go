@@ -385,3 +385,34 @@ func TestPromoteOfTheMasterPromotesNobodyElse(t *testing.T) {
 		t.Errorf("b: %+v", b.r.View(c.now))
 	}
 }
+
+// A server that found out that it is not to be believed while the old master handed over
+// became the master all the same, and applied and served nothing.
+func TestPromotionEndsWhenItsServerIsNotBelievedAnyMore(t *testing.T) {
+	c := three(t, wire.Suspend)
+	a, s := c.node("a"), c.node("c")
+	s.still = true // its image lags
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.pass(50 * time.Millisecond)
+	lacks := s.r.applied + 1
+	c.show = func(n *node, e *Effects) {
+		if n == s && slices.ContainsFunc(e.Sends, func(m Send) bool { _, is := m.Msg.(*wire.Handover); return is }) {
+			s.later(func() { s.step(Unreadable{Seq: lacks, Apply: true}) })
+		}
+	}
+	s.step(Promote{ID: 99})
+	c.pass(10 * time.Second)
+	if res := s.results[99]; !errors.Is(res.Err, ErrRefused) {
+		t.Errorf("promote: %+v, want ErrRefused", res)
+	}
+	s.want(Diverged)
+	if v := a.r.View(c.now); v.Role != wire.RoleMaster || v.Epoch.Counter != 1 {
+		t.Fatalf("a is %+v, want the master of epoch 1 still", v)
+	}
+	a.command(func(id uint64) Event { return Forget{ID: id, Server: s.id} })
+	s.still = false
+	c.pass(10 * time.Second)
+	a.want(Healthy)
+	s.want(Healthy)
+}
