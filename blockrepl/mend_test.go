@@ -63,9 +63,7 @@ func TestDamagedJournalRecordIsFetchedFromAPeer(t *testing.T) {
 	c.start(0, 1)
 	c.awaitHealthy(0, 1)
 	w := c.connect(0, "db1")
-	for i := range 8 {
-		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
-	}
+	w.writeEight()
 	c.kill(1)
 	c.damage(1, 6)
 	c.start(1)
@@ -91,9 +89,7 @@ func TestImageIsFreeWhileARecordIsMended(t *testing.T) {
 	c.start(0, 1)
 	c.awaitHealthy(0, 1)
 	w := c.connect(0, "db1")
-	for i := range 8 {
-		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
-	}
+	w.writeEight()
 	c.kill(1)
 	c.kill(0)
 	c.damage(1, 6)
@@ -105,6 +101,14 @@ func TestImageIsFreeWhileARecordIsMended(t *testing.T) {
 	defer v.app.release()
 	if why := v.failed.Load(); why != nil {
 		t.Errorf("the image was not let go of before the server gave up: %s", *why)
+	}
+}
+
+// writeEight makes eight records, each for a block of its own.
+func (tc *testConn) writeEight() {
+	tc.c.t.Helper()
+	for i := range 8 {
+		tc.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
 	}
 }
 
@@ -123,9 +127,7 @@ func TestDamagedNeighboursAreFetchedFromAPeer(t *testing.T) {
 	c.start(0, 1)
 	c.awaitHealthy(0, 1)
 	w := c.connect(0, "db1")
-	for i := range 8 {
-		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
-	}
+	w.writeEight()
 	c.kill(1)
 	for _, seq := range []record.Seq{4, 5, 6, 7} {
 		c.spoil(1, seq, func(v []byte) { clear(v) })
@@ -144,9 +146,7 @@ func TestSumOfADamagedRecordIsTheTrueOneOrUnknown(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	c.start(0)
 	w := c.connect(0, "db1")
-	for i := range 8 {
-		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
-	}
+	w.writeEight()
 	want := map[record.Seq]uint64{}
 	for seq := record.Seq(1); seq <= 8; seq++ {
 		rec, err := c.vol(0).log.Load().Get(seq)

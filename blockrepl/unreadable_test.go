@@ -101,9 +101,7 @@ func TestDamagedRecordThatASlavesImageLacksLeadsToAResync(t *testing.T) {
 	c.start(0, 1)
 	c.awaitHealthy(0, 1)
 	w := c.connect(0, "db1")
-	for i := range 8 {
-		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
-	}
+	w.writeEight()
 	c.kill(1)
 	c.stop(0, false) // its image has everything
 	for i := range 2 {
@@ -125,9 +123,7 @@ func TestDamagedRecordThatTheOnlyImageLacksFailsTheServer(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	c.start(0)
 	w := c.connect(0, "db1")
-	for i := range 8 {
-		w.write(int64(i)*4096, bytes.Repeat([]byte{byte(i + 1), 3, 5, 7}, 1024))
-	}
+	w.writeEight()
 	c.kill(0)
 	c.damage(0, 6)
 	c.start(0)
