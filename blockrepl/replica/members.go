@@ -206,7 +206,7 @@ func (r *Replica) admit() {
 			continue
 		}
 		if p.out != 0 && p.answered <= p.out {
-			continue // its link may only look alive: the operator has just said that it is gone
+			continue // its link may only look alive: it was forgotten, or silent, just now
 		}
 		if p.durable < p.owes {
 			continue

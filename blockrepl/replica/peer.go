@@ -68,7 +68,7 @@ type peer struct {
 	lease     Time          // it will not be promoted before
 	granted   time.Duration // how long its newest lease lasts, at most PeerTimeout; 0: there was none over this link
 	answered  Time          // when the newest heartbeat was sent that it has answered
-	out       Time          // when it was forgotten over this link; 0: it was not
+	out       Time          // when it was forgotten, or gone on without, over this link; 0: it was not
 	// owes: it was forgotten over this link, or let go while it was being admitted, and
 	// must acknowledge so far before it is waited for again. One whose disk hangs answers
 	// heartbeats, too.

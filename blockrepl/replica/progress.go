@@ -295,6 +295,7 @@ func (r *Replica) unappliable(seq record.Seq) {
 		r.forgets(why)
 		return
 	}
+	r.hole = seq
 	r.out.Fail = &Failed{What: "journal", Err: errors.New(why)}
 }
 

@@ -33,9 +33,10 @@ type Replica struct {
 	image    wire.Room
 
 	role   wire.Role
-	reason string // of RoleFailed
-	forgot string // why this server's past is not believed; "" when it is
-	unlike bool   // forgot is Saved.Unlike
+	reason string     // of RoleFailed
+	forgot string     // why this server's past is not believed; "" when it is
+	unlike bool       // forgot is Saved.Unlike
+	hole   record.Seq // this server failed since its image can never hold that; 0: it did not
 	born   Time
 	// filling: an init gives the image its content. Then elsewhere is the epoch of a
 	// volume that this server was asked to join meanwhile, zero when it was not.

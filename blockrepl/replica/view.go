@@ -125,6 +125,9 @@ func (r *Replica) condition() (Condition, string, string) {
 	name := r.cfg.Create.Name
 	switch {
 	case r.role == wire.RoleFailed:
+		if r.hole != 0 {
+			return FailedHere, r.reason, fmt.Sprintf("start a server that has record %d, then restart this one; or promote another one that is in sync: blockrepl promote %s", r.hole, name)
+		}
 		return FailedHere, r.reason, "repair the disk, then restart this server; or promote another one: blockrepl promote " + name
 	case !r.splitBy.IsZero():
 		return SplitBrain, fmt.Sprintf("this server and %v both went on alone", r.splitBy), "blockrepl resolve " + name + " --keep SERVER"
@@ -231,8 +234,12 @@ func (r *Replica) backOrForget(name string, id record.ServerID) string {
 	return r.orForget(fmt.Sprintf("bring %v back", id), name, id)
 }
 
-// orForget is that where something else than to bring it back helps, too.
+// orForget is that where something else than to bring it back helps, too. While this
+// server lacks a record it may be the one that has it.
 func (r *Replica) orForget(help, name string, id record.ServerID) string {
+	if r.role == wire.RoleMaster && r.m.hole > r.applied {
+		return help
+	}
 	if _, force := r.forgetting(id); force {
 		return fmt.Sprintf("%s; or, to go on without it, if it will not be promoted: blockrepl forget %s %v --force", help, name, id)
 	}
@@ -243,7 +250,7 @@ func (r *Replica) masterCondition(name string) (Condition, string, string) {
 	if reason, next := r.holeCondition(name); reason != "" {
 		return Suspended, reason, next
 	}
-	if d := r.diskHangs(); d > 0 { // first: no command takes effect before it ends
+	if d := r.diskHangs(); d > 0 { // before the rest: no command takes effect while it lasts
 		reason, next := r.diskCondition(name, d)
 		if !r.m.serving {
 			reason = fmt.Sprintf("epoch %v has not begun: %s", r.epoch(), reason)
