@@ -52,6 +52,7 @@ func handleInit(ctx context.Context, v *Volume, body io.Reader) (any, error) {
 	if _, err := v.command(ctx, func(id uint64) replica.Event { return replica.Init{ID: id} }); err != nil {
 		return nil, err
 	}
+	v.check.ask(1) // before the first checkpoint another image in its place is not noticed
 	return InitReport{Volume: v.name, Content: q.Content, SizeBytes: v.size.Load()}, nil
 }
 

@@ -1,7 +1,9 @@
 package blockrepl
 
 import (
+	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -103,4 +105,63 @@ func TestServerJoinsAfterItsInitFailed(t *testing.T) {
 	}
 	c.awaitHealthy(0, 1)
 	c.equalImages(0, 1)
+}
+
+// Before the first checkpoint nobody missed the image: one of zeroes was made in its place,
+// believed, and served.
+func TestMissingImageAfterInitIsWaitedFor(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	if err := os.MkdirAll(filepath.Dir(c.imagePath(0)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	precious := bytes.Repeat([]byte("precious"), testSize/8)
+	if err := os.WriteFile(c.imagePath(0), precious, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	if _, err := handleInit(t.Context(), c.vol(0), strings.NewReader(`{"content":"keep"}`)); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitHealthy(0)
+	c.kill(0)
+	if err := os.Rename(c.imagePath(0), c.imagePath(0)+".away"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewServer(c.options(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); !errors.Is(err, fs.ErrNotExist) {
+		c.servers[0] = s
+		t.Fatalf("start without the image: %v, want ErrNotExist", err)
+	}
+	if err := os.Rename(c.imagePath(0)+".away", c.imagePath(0)); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	c.awaitHealthy(0)
+	c.connect(0, "client").wantRead(0, precious[:4096])
+}
+
+// Nothing was noted of the image before the first write: another one in its place was
+// taken for it.
+func TestOtherImageAfterInitIsNoticed(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	if err := os.MkdirAll(filepath.Dir(c.imagePath(0)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(c.imagePath(0), bytes.Repeat([]byte("precious"), testSize/8), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	if _, err := handleInit(t.Context(), c.vol(0), strings.NewReader(`{"content":"keep"}`)); err != nil {
+		t.Fatal(err)
+	}
+	c.await(0, "a checkpoint", func(s VolumeStatus) bool { return s.Checkpoint > 0 })
+	c.kill(0)
+	if err := os.WriteFile(c.imagePath(0), bytes.Repeat([]byte("another."), testSize/8), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	c.await(0, "not believed", func(s VolumeStatus) bool { return s.State == StateDiverged })
 }

@@ -45,9 +45,8 @@ func JournalInfoOf(name string, l *journal.Log) (JournalInfo, error) {
 
 // Wanted is what a volume's journal expects of its image.
 type Wanted struct {
-	Size   int64 // bytes; 0: the volume does not exist yet
-	Grow   bool  // a file may be shorter, after a crash
-	Filled bool  // it had content: where it is missing the server makes none
+	Size int64 // bytes; 0: the volume does not exist yet
+	Grow bool  // a file may be shorter, after a crash
 }
 
 // WantedOf reads of a volume's journal what a start reads. ErrMeta for a saved state that
@@ -57,7 +56,7 @@ func WantedOf(l *journal.Log) (Wanted, error) {
 	if err != nil || saved.Hard.State.Epoch.IsZero() {
 		return Wanted{}, err
 	}
-	return Wanted{sizeOf(&saved), img.short, filled(&saved)}, nil
+	return Wanted{sizeOf(&saved), img.short}, nil
 }
 
 // DamagedInfoOf describes the journal of a volume whose records are not known.

@@ -74,7 +74,7 @@ func (v *Volume) load(log *journal.Log) (replica.Saved, expected, error) {
 	return saved, expect, nil
 }
 
-// openImage opens the image, or makes that of a new volume. Where one that had content is
+// openImage opens the image, or makes that of a new volume. Where that of a known one is
 // missing, its disk may not be mounted yet: nothing is made in its place. An image that is
 // empty, that has bytes of which the journal knows nothing, or that is not like the
 // samples of the last checkpoint, is not believed.
@@ -85,7 +85,7 @@ func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 		size = sizeOf(saved)
 	}
 	o := image.Options{Path: v.opt.Image, Size: size, Create: true, Grow: expect.short}
-	if known && filled(saved) {
+	if known {
 		o.OnCreate = func(empty bool) error {
 			if !empty {
 				return imageLost(v.opt.Image)
@@ -116,17 +116,13 @@ func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 // sizeOf is a known volume's size in its image's file, in bytes.
 func sizeOf(s *replica.Saved) int64 { return cmp.Or(s.Table.Size, s.Hard.State.Size) }
 
-// filled reports whether the image had content: in the middle of a resync too, whose mark
-// speaks of extents that were in it.
-func filled(s *replica.Saved) bool { return s.Hard.Checkpoint > 0 || s.Hard.Resync != nil }
-
 func imageLost(path string) error {
-	return fmt.Errorf("%w: mount its disk or correct the path, and start again; if it is lost, make an empty file, to be filled from another server: touch %s", fs.ErrNotExist, path)
+	return fmt.Errorf("%w: mount its disk or correct the path, and start again; if it is lost, make an empty file, as the user that the server runs as, to be filled from another server: touch %s", fs.ErrNotExist, path)
 }
 
-// ImageThere is an error where no image is at path, and a journal knows of one with content.
+// ImageThere is an error where no image is at path, though a journal knows the volume.
 func ImageThere(path string) error {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && image.MayCreate(path) == nil {
 		return imageLost(path)
 	}
 	return nil

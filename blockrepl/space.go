@@ -81,7 +81,8 @@ func far(a, b, takers int64) bool { return a-b >= spaceStep/takers || b-a >= spa
 
 // share is what one of several images on a file system may take of the room there until
 // the next look. A master waits, and refuses nothing, while more than this less
-// SpaceReserve would be on its way: so what all of them have on their way fits.
+// SpaceReserve would be on its way: what all of them have on their way fits then, but for
+// one change of each, of whatever size, which the reserve is for.
 func share(room, takers int64) int64 {
 	return min(room, replica.SpaceReserve) + max(0, room-replica.SpaceReserve)/takers
 }

@@ -17,7 +17,8 @@ func checkCommand() *cli.Command {
 addresses, TLS files, an image or a data directory in use by another process.
 An image that cannot be opened, is missing or smaller than its volume, and damage of what the
 journal keeps of a volume, are among them, though "serve" starts the other volumes. The
-journal is read for that as at a start, which may take a while after a crash.
+journal is read for that as at a start, which may take a while after a crash, and no
+server starts on it meanwhile.
 Also, without refusing it, where file systems are too small for the images, and
 which certificates end soon. Nothing is created or changed.
 

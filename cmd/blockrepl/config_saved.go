@@ -60,7 +60,7 @@ func (c *Config) checkLogs(logs []blockrepl.NamedLog) []error {
 		}
 		path := v.imagePath(c.Data)
 		err := image.Fits(path, cmp.Or(want.Size, int64(v.Size)), want.Grow)
-		if err == nil && want.Filled {
+		if err == nil && want.Size != 0 {
 			err = blockrepl.ImageThere(path)
 		}
 		if errors.Is(err, image.ErrSize) || errors.Is(err, fs.ErrNotExist) { // checkImage tells all others

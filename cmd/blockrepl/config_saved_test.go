@@ -65,6 +65,7 @@ func TestCheckSeesAnImageThatIsMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkOf(t, data, "size=1MiB", `volume "vol1": image `+image, "mount its disk", "touch "+image)
+	checkOf(t, data, "size=1MiB image=/dev/blockrepl/lost", "no device /dev/blockrepl/lost") // of which no file is to be made
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -36,8 +37,8 @@ It is refused while the configuration has the volume, and wants the user that th
 server runs as: what another user writes there, the server could not open.
 
 EXAMPLES:
-   runuser -u blockrepl -- blockrepl journal remove /var/lib/blockrepl vol1 --dry-run
-   runuser -u blockrepl -- blockrepl journal remove /var/lib/blockrepl vol1
+   runuser -u blockrepl -g disk -- blockrepl journal remove /var/lib/blockrepl vol1 --dry-run
+   runuser -u blockrepl -g disk -- blockrepl journal remove /var/lib/blockrepl vol1
 
 EXIT STATUS:
    0 done   1 an error, no such volume, or the server runs   2 wrong usage, or another user
@@ -171,8 +172,8 @@ func refuseConfigured(path, data, volume string) error {
 		path = defaultConfigFile
 	}
 	text, err := readConfigFile(path)
-	if err != nil && !named {
-		return nil // there is none, or it is nobody's here
+	if errors.Is(err, fs.ErrNotExist) && !named {
+		return nil
 	}
 	cfg := struct {
 		Data    string `toml:"data"`
