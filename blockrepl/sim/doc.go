@@ -23,6 +23,7 @@
 //	faults   what goes wrong, each by its name (faults.go); servers that lose what they
 //	         had acknowledged (damage.go)
 //	operator promotes, forgets, stops, by the rules that its commands name (operator.go)
+//	calm     does what status says when the faults are over, until all is well (calm.go)
 //	init     volumes that are created by command, from what an image holds (init.go)
 //	careless an operator who heeds no warning, and what may be lost by it (careless.go)
 //	line     one order of committed records; a second one forks off where the operator

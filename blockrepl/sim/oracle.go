@@ -4,7 +4,6 @@ import (
 	"math"
 	"runtime/debug"
 	"slices"
-	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
@@ -420,82 +419,6 @@ func (s *Sim) whole(n *node, when string) {
 		if v, want := n.image.val[i], l.at(i, n.image.seq); v != want {
 			s.fail("image is the replay", "%v %s: sector %d is %d, after number %d it is %d", n.id, when, i, v, n.image.seq, want)
 			return
-		}
-	}
-}
-
-// healthy reports whether every server is, and has everything.
-func (s *Sim) healthy() bool {
-	l := s.truth.shown(s.nodes[0])
-	for _, n := range s.nodes {
-		if !n.up || n.app.applied != l.last() || s.truth.shown(n) != l || n.app.busy || len(n.in.events) > 0 {
-			return false
-		}
-	}
-	for _, c := range s.clients {
-		if len(c.pending) > 0 {
-			return false
-		}
-	}
-	for _, n := range s.nodes {
-		v := n.rep.View(n.now())
-		if v.State != replica.Healthy || v.Last != l.last() {
-			return false
-		}
-	}
-	return true
-}
-
-// done reports whether the schedule is over.
-func (s *Sim) done() bool {
-	if !s.calm || s.now < s.calmAt+int64(s.prof.wind) {
-		return false
-	}
-	if s.events%64 == 0 && s.healthy() {
-		return true
-	}
-	if s.now > s.calmAt+int64(s.calmMost()) {
-		for _, n := range s.nodes {
-			if !n.up {
-				s.tell(n.i, "is down")
-				continue
-			}
-			v := n.rep.View(n.now())
-			s.tell(n.i, "%v: %s; next: %s", v.State, v.Reason, v.Next)
-			s.tell(n.i, "role %v, epoch %v, state %v", v.Role, v.Epoch, v.Config)
-			s.tell(n.i, "last %v, committed %v, applied %v, durable %v", v.Last, v.Committed, v.Applied, v.Durable)
-			for _, p := range v.Peers {
-				s.tell(n.i, "  peer %v is %v, %s", p.Server, p.State, p.Reason)
-			}
-		}
-		for _, c := range s.clients {
-			s.tell(-1, "client %d: %d pending, connected %v", c.i, len(c.pending), c.conn != nil)
-			for _, q := range c.pending {
-				s.tell(-1, "  request %d: %v, in %d copies, sent first at %v", q.id, q.kind, q.copies, time.Duration(q.inv))
-			}
-		}
-		s.fail("liveness", "not healthy %v after the last fault", s.calmMost())
-	}
-	return false
-}
-
-// calmMost is the stated time of liveness of this schedule.
-func (s *Sim) calmMost() time.Duration {
-	if s.prof.careless {
-		return carelessMax
-	}
-	return calmMax + time.Duration(max(0, len(s.nodes)-2))*calmForServer
-}
-
-// final is what must be true at the end.
-func (s *Sim) final() {
-	for _, n := range s.nodes {
-		s.whole(n, "at the end")
-		for q := n.journal.os.first; q <= n.journal.os.last.Seq; q++ {
-			if !s.truth.shown(n).holds(q, n.journal.os.get(q).Sum) {
-				s.fail("one order", "%v holds another record %d at the end", n.id, q)
-				return
-			}
 		}
 	}
 }
