@@ -17,7 +17,7 @@ TESTPACKAGES ?= 2
 # One test binary may take this long; all together stay below 15 minutes on two cores.
 TESTTIME    ?= 12m
 
-.PHONY: all build run test ci deps fmt vet lint cross race e2e bench fuzz allocs schedules clean
+.PHONY: all build run test ci deps fmt vet lint cross race e2e bench fuzz allocs mutants schedules clean
 
 all: build
 
@@ -37,8 +37,12 @@ test: deps
 	go test -count=1 -timeout $(TESTTIME) ./cmd/blockrepl/e2e
 
 ## ci: everything that must hold before a change lands
-ci: deps fmt vet lint cross build fuzz allocs schedules
+ci: deps fmt vet lint cross build fuzz allocs mutants schedules
 	BLOCKREPL_CHAOS=$(CHAOSTIME) $(MAKE) test TESTFLAGS=-race
+
+## mutants: every rule of the state machines broken, one by one; the simulator must find each
+mutants:
+	go test -count=1 -tags mutants -timeout $(TESTTIME) ./blockrepl/sim -run TestMutants
 
 ## schedules: fresh random schedules against the state machines alone (SIMTIME) and against
 ## whole servers in a bubble (BUBBLETIME); beside each other, and without the race detector,

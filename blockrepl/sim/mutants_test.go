@@ -66,7 +66,7 @@ var broken = []string{
 // package replica meets: none of tens of thousands of schedules found them. They are
 // played by -mutant NAME only.
 var defended = []string{
-	"hand over without the old master's promise",
+	"hand over without the old master's promise", // a restless schedule of 11,820 did
 	"accept records after a newer promise",
 	"break the vow of an orderly stop",
 	"take a side of others' split brain",
