@@ -40,6 +40,22 @@ func TestStatusNamesASlaveWhoseDiskHangs(t *testing.T) {
 	a.mustComplete(op)
 }
 
+// A split brain was all that status named, and no command to resolve it took effect.
+func TestStatusNamesAHungDiskBesideASplitBrain(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, s := c.node("a"), c.node("c")
+	s.frozen = true
+	a.write(a.open("db1", 0), 0, "x")
+	c.pass(time.Minute)
+	s.r.splitBy = record.MustServerID("b")
+	v := s.r.View(c.now)
+	if v.State != SplitBrain || !strings.Contains(v.Reason, "no fsync") || !strings.HasPrefix(v.Next, "repair the disk") || !strings.HasSuffix(v.Next, "blockrepl resolve vol0 --keep SERVER") {
+		t.Errorf("status is %s, %q, next %q", v.State, v.Reason, v.Next)
+	}
+}
+
 // A slave that is slow and goes on is not one that hangs.
 func TestSlowSlaveDoesNotHang(t *testing.T) {
 	c := newCluster(t, 3, wire.Suspend)

@@ -130,7 +130,12 @@ func (r *Replica) condition() (Condition, string, string) {
 		}
 		return FailedHere, r.reason, "repair the disk, then restart this server; or promote another one: blockrepl promote " + name
 	case !r.splitBy.IsZero():
-		return SplitBrain, fmt.Sprintf("this server and %v both went on alone", r.splitBy), "blockrepl resolve " + name + " --keep SERVER"
+		reason, next := fmt.Sprintf("this server and %v both went on alone", r.splitBy), "blockrepl resolve "+name+" --keep SERVER"
+		if d := r.diskHangs(); d > 0 { // no command takes effect while it lasts
+			reason = fmt.Sprintf("%s; no fsync of this server's journal has ended for %v", reason, d)
+			next = "repair the disk, then restart this server; then: " + next
+		}
+		return SplitBrain, reason, next
 	case r.role != wire.RoleMaster && r.diskHangs() > 0:
 		reason, next := r.diskCondition(name, r.diskHangs())
 		return Suspended, reason, next
