@@ -21,6 +21,9 @@ func (o *operator) act(s *Sim) {
 			if n.failed++; n.wanting() && n.failed > 2 && o.instead(s, n) {
 				return // restarting it does not help
 			}
+			if n.failed > 2 && n.failed%2 == 0 {
+				continue // nor does it always; others need something, too
+			}
 			s.crash(n, false)
 			s.at(0, event{what: evStart, n: n.i})
 			return
