@@ -226,3 +226,42 @@ func TestEmptyImagePutInItsPlaceLetsTheVolumeBegin(t *testing.T) {
 	c.pass(5 * time.Second)
 	b.want(Healthy)
 }
+
+// A slave had applied what its master committed when it had gone on without another server,
+// and was killed before it had that durably. The other server was promoted by the word that
+// the old master is dead, which it was not. The slave's journal was cut to the new line, and
+// its image, which held what was cut, was taken for the state there.
+func TestImageOfASlaveMayHoldWhatAWronglyPromotedServerLacks(t *testing.T) {
+	c := newCluster(t, 4, wire.Continue)
+	c.start("a", "b", "c", "d")
+	c.pass(time.Second)
+	a, b, other := c.node("a"), c.node("b"), c.node("c")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.pass(time.Second)
+	for _, n := range []string{"a", "b", "d"} {
+		c.unlink(c.node(n), other)
+	}
+	op := a.write(conn, 0, "y")
+	a.mustWait(op) // for c
+	b.frozen = true
+	b.step(Received{Peer: a.id, Session: b.links[a.id], Msg: &wire.Append{Epoch: a.r.epoch(), Commit: op.seq}})
+	c.run()
+	if b.r.applied != op.seq {
+		t.Fatalf("b applied %d, want %d", b.r.applied, op.seq)
+	}
+	c.kill("b")
+	b.frozen = false
+	if res := other.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true} }); res == nil || res.Err != nil {
+		t.Fatalf("promote c: %+v", res)
+	}
+	c.kill("a")
+	c.kill("d")
+	copied := false
+	c.show = func(n *node, e *Effects) { copied = copied || n == b && b.r.hard.Resync != nil }
+	c.start("b")
+	c.pass(5 * time.Second)
+	if !copied || len(b.aside) == 0 {
+		t.Errorf("b follows %v; copied from c: %v; %d records set aside", b.r.hard.Following, copied, len(b.aside))
+	}
+}

@@ -164,17 +164,27 @@ func (r *Replica) joinRefusal(p *peer, j *wire.Join) string {
 
 // maybeApplied is the highest number that the image can hold and that the
 // epochs of history h may lack. A mastership that began by the rules lacks
-// nothing that was committed anywhere; only one that accepted loss does, and
-// then this image may hold whatever its journal held at the start of this run.
+// nothing that was committed anywhere; one that accepted loss may, and one that began
+// by the operator's word that the old master is dead, when it was not. Then this image may
+// hold whatever its journal held at the start of this run.
 func (r *Replica) maybeApplied(h []wire.EpochStart) record.Seq {
 	if m := r.hard.Resync; m != nil && m.Target == 0 {
 		return r.applyTo // the mark says that the image is a mixture anyway
 	}
 	ours, h := aligned(r.hard.History, h)
-	if slices.ContainsFunc(h[parting(ours, h):], func(s wire.EpochStart) bool { return s.Loss }) {
-		return max(r.applyTo, r.redo.held)
+	theirs := h[parting(ours, h):]
+	if len(theirs) == 0 || r.committedWith(theirs[0].Epoch.Server) && !slices.ContainsFunc(theirs, func(s wire.EpochStart) bool { return s.Loss }) {
+		return r.applyTo
 	}
-	return r.applyTo
+	return max(r.applyTo, r.redo.held)
+}
+
+// committedWith reports whether nothing that this journal holds above id's was committed
+// without it. Only who was the master knows: each set that it committed with is durable
+// here before it counts, whereas a slave may have heard of the numbers alone.
+func (r *Replica) committedWith(id record.ServerID) bool {
+	st := &r.hard.State
+	return st.Epoch == r.hard.Following && st.Master == r.cfg.Self && inSync(st, id)
 }
 
 // follow carries out a Join. aside is where the tail begins that is set aside
