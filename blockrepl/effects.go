@@ -1,6 +1,8 @@
 package blockrepl
 
 import (
+	"errors"
+
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -39,8 +41,8 @@ func (v *Volume) carryOut(e *replica.Effects) {
 	for _, a := range e.Abort {
 		v.clients.abort(a.Conn, a.Reason)
 	}
-	for _, seq := range e.Lookups {
-		v.lookUp(seq)
+	for _, l := range e.Lookups {
+		v.lookUp(l)
 	}
 	if e.Resync != nil {
 		v.order(e.Resync)
@@ -61,19 +63,38 @@ func (v *Volume) carryOut(e *replica.Effects) {
 }
 
 // lookUp answers a question for the header sum of an old record.
-func (v *Volume) lookUp(seq record.Seq) {
-	ev := replica.Looked{Seq: seq}
-	if log := v.log.Load(); log != nil {
-		rec, err := log.Get(seq)
-		if err == nil {
-			ev.Pos, ev.OK = rec.Pos(), true
-		} else if next, nextErr := log.Get(seq + 1); nextErr == nil {
-			ev.Pos, ev.OK = record.Pos{Seq: seq, Sum: next.Prev}, true
-		} else {
-			v.logr.Debug("record looked up is not there", "seq", seq, "err", err)
-		}
+func (v *Volume) lookUp(l replica.Lookup) {
+	pos, err := v.position(l.Seq)
+	if l.Mend && err != nil && v.mender.forLookup(l.Seq, err) {
+		return
 	}
-	v.in.post(ev)
+	v.looked(l.Seq, pos, err)
+}
+
+func (v *Volume) looked(seq record.Seq, pos record.Pos, err error) {
+	if err != nil {
+		v.logr.Debug("record looked up is not there", "seq", seq, "err", err)
+	}
+	v.in.post(replica.Looked{Seq: seq, Pos: pos, OK: err == nil})
+}
+
+// position reads the header sum of a record, or of what stood before the next one.
+func (v *Volume) position(seq record.Seq) (record.Pos, error) {
+	log := v.log.Load()
+	if log == nil {
+		return record.Pos{}, errors.New("the journal is not open")
+	}
+	rec, err := log.Get(seq)
+	if err == nil {
+		defer rec.Free()
+		return rec.Pos(), nil
+	}
+	next, nextErr := log.Get(seq + 1)
+	if nextErr != nil {
+		return record.Pos{}, err
+	}
+	defer next.Free()
+	return record.Pos{Seq: seq, Sum: next.Prev}, nil
 }
 
 // note writes a state change to the log and to the recent events.

@@ -26,6 +26,7 @@ type mender struct {
 	mu      sync.Mutex
 	waiting map[record.Seq]chan *record.Record // capacity 1
 	begun   map[record.Seq]bool                // in the background
+	looking map[record.Seq]bool                // forLookup
 	mended  uint64
 }
 
@@ -34,6 +35,7 @@ func (m *mender) init(v *Volume) {
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.waiting = map[record.Seq]chan *record.Record{}
 	m.begun = map[record.Seq]bool{}
+	m.looking = map[record.Seq]bool{}
 }
 
 // stop ends what is under way; nothing begins after it.
@@ -97,6 +99,30 @@ func (m *mender) begin(seq record.Seq, err error) {
 			m.v.in.post(replica.Unreadable{Seq: seq})
 		}
 	})
+}
+
+// forLookup mends in the background what hides the sum of record seq, and looks again.
+// False when err is no damage, or the volume ends: nothing is under way then.
+func (m *mender) forLookup(seq record.Seq, err error) bool {
+	var c *journal.CorruptError
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !errors.As(err, &c) || m.ctx.Err() != nil {
+		return false
+	}
+	if m.looking[seq] {
+		return true // that one's answer is for all who ask
+	}
+	m.looking[seq] = true
+	m.wg.Go(func() {
+		m.mend(err)
+		m.mu.Lock()
+		delete(m.looking, seq) // before it looks: who asks from now on is answered anew
+		m.mu.Unlock()
+		pos, err := m.v.position(seq)
+		m.v.looked(seq, pos, err)
+	})
+	return true
 }
 
 // fetchRun asks one server for a record and for the damaged ones behind it: a bad

@@ -281,3 +281,52 @@ func TestDamagedJournalEndIsNoticedWithoutMarks(t *testing.T) {
 		c.kill(0)
 	}
 }
+
+// The sum of a record that is damaged with the next one is what a returning slave is
+// compared by. It was told that the record is no longer kept, and copied its image
+// again, with a third server there that had both.
+func TestDamagedPastOfAReturningSlaveIsFetchedFromAPeer(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.volume.OnDegraded = wire.Continue
+	c.start(0, 1, 2)
+	c.awaitHealthy(0, 1, 2)
+	w := c.connect(0, "db1")
+	w.writeEight()
+	c.stop(2, false)
+	w.writeEight()
+	last := c.vol(0).log.Load().Last().Seq
+	c.stop(0, false) // its image has everything
+	at := c.lastOf(2)
+	for _, seq := range []record.Seq{at, at + 1} {
+		c.spoil(0, seq, func(v []byte) { clear(v) })
+	}
+	c.start(0)
+	c.await(0, "master again", func(st VolumeStatus) bool { return st.Role == "master" })
+	if n := c.status(0).Counters["records_mended"]; n != 0 {
+		t.Fatalf("%d records were mended before anybody needed them", n)
+	}
+	c.start(2)
+	c.awaitHealthy(0, 1, 2)
+	if st := c.status(0); st.Counters["records_mended"] != 2 || st.Counters["resync_bytes"] != 0 {
+		t.Errorf("%d records were mended, want 2; %d bytes resynced, want none", st.Counters["records_mended"], st.Counters["resync_bytes"])
+	}
+	if first := c.vol(2).log.Load().First(); first > at || at >= last {
+		t.Errorf("the slave's journal begins at %d, want at most %d", first, at)
+	}
+	c.equalImages(0, 1, 2)
+}
+
+// lastOf is the last number of a stopped server's journal.
+func (c *cluster) lastOf(i int) record.Seq {
+	c.t.Helper()
+	j, err := journal.Open(journal.Options{Dir: JournalDir(c.options(i).DataDir), ReserveBytes: -1})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer j.Close()
+	logs, err := LogsByName(j)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return logs["vol0"].Last().Seq
+}

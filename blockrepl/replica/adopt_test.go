@@ -105,7 +105,7 @@ func TestLongerEndIsWaitedFor(t *testing.T) {
 }
 
 // pos is the record with number seq in n's journal.
-func (n *node) pos(seq record.Seq) record.Pos { return n.look(seq).Pos }
+func (n *node) pos(seq record.Seq) record.Pos { return n.look(Lookup{Seq: seq}).Pos }
 
 // A master that fetches the longer end of its journal from a server which does not
 // send it (its disk cannot read those records) waited without an end, status named

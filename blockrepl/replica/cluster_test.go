@@ -53,6 +53,7 @@ type node struct {
 	aside    []*record.Record
 	cursors  map[uint64]record.Seq // of the senders, by session
 	bad      []record.Seq          // records of log that cannot be read, and that nobody else has
+	lent     bool                  // another server has them after all, for who asks
 	asking   record.Seq            // the others are asked for it, to be sent; 0: none
 	askedAt  Time
 	unread   []record.Seq // at the start
@@ -242,8 +243,8 @@ func (n *node) carryOut(e *Effects) {
 			n.c.queue = append(n.c.queue, func() { n.c.unlink(n, other); n.c.link(n, other) })
 		}
 	}
-	for _, seq := range e.Lookups {
-		n.later(func() { n.step(n.look(seq)) })
+	for _, l := range e.Lookups {
+		n.later(func() { n.step(n.look(l)) })
 	}
 	for _, res := range e.Results {
 		n.results[res.ID] = res
@@ -315,7 +316,11 @@ func (n *node) trim(to record.Seq) {
 	}
 }
 
-func (n *node) look(seq record.Seq) Looked {
+func (n *node) look(l Lookup) Looked {
+	seq := l.Seq
+	if l.Mend && n.lent {
+		n.bad = nil
+	}
 	if seq == n.base.Seq {
 		return Looked{seq, n.base, true}
 	}

@@ -31,9 +31,7 @@ type Effects struct {
 	Abort []Abort
 	// CloseLinks are sessions to be closed, for Reason.
 	CloseLinks []CloseLink
-	// Lookups are numbers whose header sums are wanted (Looked). Of one that is no
-	// longer kept, but the next is, that one's Prev tells it.
-	Lookups []record.Seq
+	Lookups    []Lookup
 	// Resync is non-nil when the copying of extents must start, restart or stop.
 	Resync *ResyncOrder
 	// Fail is non-nil when this server cannot go on: as if the shell had found it.
@@ -42,6 +40,14 @@ type Effects struct {
 	Notes   []Note
 	// Wake is when the next Tick is due at the latest; zero: the usual.
 	Wake Time
+}
+
+// Lookup asks for the header sum of a number (Looked). Of a record that is not kept, but
+// the next is, that one's Prev tells it.
+type Lookup struct {
+	Seq record.Seq
+	// Mend: where both are damaged the other servers are asked for them first.
+	Mend bool
 }
 
 // Reset empties e for reuse.

@@ -82,7 +82,8 @@ type ImageSynced struct {
 	Image []Sample
 }
 
-// Looked answers Effects.Lookup. OK is false when the record is not kept.
+// Looked answers all Lookups of Seq. OK is false when the record is not kept, or damaged as the
+// next one is.
 type Looked struct {
 	Seq record.Seq
 	Pos record.Pos

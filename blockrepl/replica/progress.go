@@ -61,14 +61,14 @@ func (r *Replica) join(p *peer) {
 		return
 	}
 	p.joining = true
-	session := p.session
-	r.sumAt(at, func(pos record.Pos, ok bool) {
-		if p.session != session || !p.joining || r.role != wire.RoleMaster {
+	session, epoch := p.session, r.epoch()
+	r.sumAt(at, true, func(pos record.Pos, ok bool) {
+		if p.session != session || !p.joining || r.role != wire.RoleMaster || r.epoch() != epoch {
 			return
 		}
 		if !ok {
 			p.joining = false
-			r.joinResync(p, fmt.Sprintf("record %d is no longer kept", at))
+			r.unknownPast(p, at)
 			return
 		}
 		if at == g.Last.Seq && pos.Sum != g.Last.Sum && at > 0 {
@@ -78,6 +78,21 @@ func (r *Replica) join(p *peer) {
 		}
 		r.sendJoin(p, pos, false)
 	})
+}
+
+// unknownPast is what becomes of a peer when nothing tells the sum of the last common
+// number: no record of this journal, and no other server. While our own image lacks what
+// is damaged, the damage is ours: it must get over it first, and to forget the peer would
+// give up who may still have it.
+func (r *Replica) unknownPast(p *peer, at record.Seq) {
+	switch {
+	case at+1 < r.first:
+		r.joinResync(p, fmt.Sprintf("record %d is no longer kept", at))
+	case at > r.applied:
+		r.setState(p, Probe, fmt.Sprintf("record %d, which this server's image lacks, is damaged in its journal", at))
+	default:
+		r.joinResync(p, fmt.Sprintf("record %d cannot be read in this server's journal, and no other server has it", at))
+	}
 }
 
 // lostPast says why the peer cannot simply catch up although it is no newcomer.
@@ -113,13 +128,13 @@ func (r *Replica) joinResync(p *peer, why string) {
 	if p.refused == 0 { // else it is called so when it joins, not in turn with what keeps it from that
 		r.setState(p, Resync, why)
 	}
-	session := p.session
+	session, epoch := p.session, r.epoch()
 	begin := r.applied
 	if mutated("resync behind the journal's end") {
 		begin = r.last.Seq
 	}
-	r.sumAt(begin, func(base record.Pos, ok bool) {
-		if p.session != session || !p.joining || r.role != wire.RoleMaster {
+	r.sumAt(begin, true, func(base record.Pos, ok bool) {
+		if p.session != session || !p.joining || r.role != wire.RoleMaster || r.epoch() != epoch {
 			return
 		}
 		if !ok || base.Seq != r.table.AsOf && !mutated("resync behind the journal's end") {

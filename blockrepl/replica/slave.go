@@ -58,7 +58,7 @@ func (r *Replica) onJoin(p *peer, j *wire.Join) {
 		return
 	}
 	session, last := p.session, r.last
-	r.sumAt(j.Match.Seq, func(pos record.Pos, ok bool) {
+	r.sumAt(j.Match.Seq, true, func(pos record.Pos, ok bool) {
 		if r.joinOutdated(p, j, session, last) {
 			return
 		}
@@ -103,7 +103,7 @@ func (r *Replica) followAnew(p *peer, j *wire.Join) {
 // above the next one below it whose sum is known: of two damaged records in a row
 // nothing tells the first one's.
 func (r *Replica) setAside(p *peer, j *wire.Join, at record.Seq, session uint64, last record.Pos) {
-	r.sumAt(at, func(pos record.Pos, ok bool) {
+	r.sumAt(at, false, func(pos record.Pos, ok bool) {
 		switch {
 		case r.joinOutdated(p, j, session, last):
 		case !ok && at >= r.first:

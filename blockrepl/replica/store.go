@@ -145,19 +145,23 @@ type lookup struct {
 	act func(record.Pos, bool)
 }
 
-// looked answers a lookup.
+// looked answers the lookups of a number.
 func (r *Replica) looked(ev Looked) {
-	i := slices.IndexFunc(r.lookups, func(l lookup) bool { return l.seq == ev.Seq })
-	if i < 0 {
-		return
+	var acts []func(record.Pos, bool)
+	r.lookups = slices.DeleteFunc(r.lookups, func(l lookup) bool {
+		if l.seq == ev.Seq {
+			acts = append(acts, l.act)
+		}
+		return l.seq == ev.Seq
+	})
+	for _, act := range acts { // may look up more
+		act(ev.Pos, ev.OK)
 	}
-	l := r.lookups[i]
-	r.lookups = slices.Delete(r.lookups, i, i+1)
-	l.act(ev.Pos, ev.OK)
 }
 
 // sumAt finds the header sum of a number, at once or after a look into the journal.
-func (r *Replica) sumAt(seq record.Seq, act func(record.Pos, bool)) {
+// With mend the other servers give what is damaged there, if they can.
+func (r *Replica) sumAt(seq record.Seq, mend bool, act func(record.Pos, bool)) {
 	if sum, ok := r.sums.at(seq); ok {
 		act(record.Pos{Seq: seq, Sum: sum}, true)
 		return
@@ -167,5 +171,5 @@ func (r *Replica) sumAt(seq record.Seq, act func(record.Pos, bool)) {
 		return
 	}
 	r.lookups = append(r.lookups, lookup{seq, act})
-	r.out.Lookups = append(r.out.Lookups, seq)
+	r.out.Lookups = append(r.out.Lookups, Lookup{seq, mend})
 }

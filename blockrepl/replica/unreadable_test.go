@@ -108,3 +108,96 @@ func TestTableHasWhatTheStartCouldNotRead(t *testing.T) {
 		t.Errorf("a has the entries %v, b %v", got, want)
 	}
 }
+
+// damagedPast is a master whose records 4 and 5 are damaged, and a slave, known to be
+// gone, whose journal ends at 4. With applied they are in the master's image.
+func damagedPast(t *testing.T, applied bool) (c *cluster, a, b *node) {
+	c = newCluster(t, 2, wire.Continue)
+	c.start("a", "b")
+	a, b = c.node("a"), c.node("b")
+	c.pass(time.Second)
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "w1"))
+	a.mustComplete(a.write(conn, 0, "w2"))
+	c.pass(time.Second)
+	c.kill("b")
+	c.pass(5 * time.Second)
+	for range 4 {
+		a.mustComplete(a.write(conn, 0, "w3"))
+	}
+	c.kill("a")
+	if last := b.log[len(b.log)-1].Seq; last != 4 {
+		t.Fatalf("the slave's journal ends at %d, want 4", last)
+	}
+	a.bad = []record.Seq{4, 5}
+	if applied {
+		a.hard.Checkpoint = a.log[len(a.log)-1].Seq
+	}
+	return c, a, b
+}
+
+// A slave whose last record was damaged at the master, with the next one, was told that it
+// is no longer kept: its image was compared, although another server had both.
+func TestSumOfDamagedNeighboursIsAskedFor(t *testing.T) {
+	c, a, b := damagedPast(t, true)
+	a.lent = true
+	c.start("a", "b")
+	c.pass(5 * time.Second)
+	if b.base.Seq != 0 || b.r.applied != a.r.last.Seq || a.r.last.Seq < 8 {
+		t.Errorf("b has records from %d and applied %d of %d; want it caught up by records", b.base.Seq+1, b.r.applied, a.r.last.Seq)
+	}
+	a.want(Healthy)
+	b.want(Healthy)
+}
+
+func TestPastThatNothingTellsIsResynced(t *testing.T) {
+	c, a, b := damagedPast(t, true)
+	said := peerReasons(c, a)
+	c.start("a", "b")
+	c.pass(5 * time.Second)
+	if want := "record 4 cannot be read in this server's journal, and no other server has it"; !slices.Contains(*said, want) {
+		t.Errorf("of b was said %q, want %q", *said, want)
+	}
+	if b.base.Seq == 0 || b.r.applied != a.r.last.Seq {
+		t.Errorf("b has records from %d and applied %d of %d; want it resynced", b.base.Seq+1, b.r.applied, a.r.last.Seq)
+	}
+	a.want(Healthy)
+	b.want(Healthy)
+}
+
+// The status of a master whose own image lacked what was damaged blamed the slave, and
+// asked to forget it: perhaps the last one that had the record.
+func TestOwnDamageIsNotTheSlaves(t *testing.T) {
+	c, a, b := damagedPast(t, false)
+	said := peerReasons(c, a)
+	a.still = true // asks others for the record
+	c.start("a", "b")
+	c.pass(5 * time.Second)
+	if want := "record 4, which this server's image lacks, is damaged in its journal"; !slices.Contains(*said, want) {
+		t.Errorf("of b was said %q, want %q", *said, want)
+	}
+	for _, why := range *said {
+		if strings.Contains(why, "forget") {
+			t.Errorf("of b was said %q", why)
+		}
+	}
+	if b.base.Seq != 0 {
+		t.Errorf("b has records from %d, want all of them kept", b.base.Seq+1)
+	}
+	a.step(Unreadable{Seq: 4, Apply: true})
+	c.pass(time.Second)
+	a.want(FailedHere)
+}
+
+// peerReasons collects what n says of its peers.
+func peerReasons(c *cluster, n *node) *[]string {
+	var said []string
+	c.show = func(from *node, _ *Effects) {
+		for _, p := range from.r.peers {
+			if from == n && p.reason != "" {
+				said = append(said, p.reason)
+			}
+		}
+	}
+	return &said
+}

@@ -128,7 +128,7 @@ func (n *node) applyMore() {
 	a.to = min(a.target, a.applied+1+record.Seq(n.s.dice.disk.IntN(applyMax)))
 	if p := n.unreadable(a.from, a.to); p != nil {
 		a.stuck = true
-		n.mend(p, p.Seq, true)
+		n.mend(p, p.Seq, forImage)
 		return
 	}
 	a.busy = true

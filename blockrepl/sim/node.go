@@ -389,12 +389,12 @@ func (n *node) carryOut(e *replica.Effects) {
 	for _, a := range e.Abort {
 		n.abort(a.Conn)
 	}
-	for _, seq := range e.Lookups {
-		ev := replica.Looked{Seq: seq}
-		if sum := n.journal.lookUp(seq); sum != 0 {
-			ev.Pos, ev.OK = record.Pos{Seq: seq, Sum: sum}, true
+	for _, l := range e.Lookups {
+		if p := n.journal.spotAt(l.Seq); l.Mend && p != nil && n.journal.lookUp(l.Seq) == 0 {
+			n.mend(p, p.Seq, forLookup)
+			continue
 		}
-		n.post(ev)
+		n.looked(l.Seq)
 	}
 	if e.Resync != nil {
 		n.order(e.Resync)
@@ -414,6 +414,14 @@ func (n *node) carryOut(e *replica.Effects) {
 		s.tell(n.i, "%s %v", t.Text, t.Args)
 		s.oper.noted(s, n, t)
 	}
+}
+
+func (n *node) looked(seq record.Seq) {
+	ev := replica.Looked{Seq: seq}
+	if sum := n.journal.lookUp(seq); sum != 0 {
+		ev.Pos, ev.OK = record.Pos{Seq: seq, Sum: sum}, true
+	}
+	n.post(ev)
 }
 
 // store hands one batch to the journal.

@@ -129,6 +129,15 @@ func (s *Sim) elsewhere(n *node, rec *record.Record) bool {
 	})
 }
 
+// reader is who waits for a record.
+type reader uint8
+
+const (
+	forPeer   reader = iota // it is to be sent
+	forImage                // it is to be applied
+	forLookup               // its sum is wanted
+)
+
 // mending is a search for a record under way, with the damaged ones behind it.
 type mending struct {
 	id    uint64
@@ -136,26 +145,26 @@ type mending struct {
 	at    record.Seq // asked for now: each is the proof of the one before
 	peer  int        // of whom
 	tries int
-	apply bool   // the applier waits for it
+	what  reader
 	gen   uint64 // of the applier
 	hard  bool   // nothing to be replaced
 	began int64
 }
 
 // mend begins one, unless it is under way for this reader.
-func (n *node) mend(p *spot, seq record.Seq, apply bool) {
+func (n *node) mend(p *spot, seq record.Seq, what reader) {
 	for _, m := range n.mends {
-		if m.seq == seq && m.apply == apply {
+		if m.seq == seq && m.what == what {
 			return
 		}
 	}
 	n.mendID++
-	m := &mending{id: n.mendID, seq: seq, apply: apply, gen: n.app.gen, hard: p.hard, peer: -1, began: n.s.now}
+	m := &mending{id: n.mendID, seq: seq, what: what, gen: n.app.gen, hard: p.hard, peer: -1, began: n.s.now}
 	n.mends = append(n.mends, m)
-	n.s.tell(n.i, "record %v cannot be read (hard %v, to be applied %v)", p.Seq, p.hard, apply)
+	n.s.tell(n.i, "record %v cannot be read (hard %v, to be applied %v)", p.Seq, p.hard, what == forImage)
 	if p.hard {
 		d := int64(mendAgain)
-		if apply {
+		if what != forPeer {
 			d = 0
 		}
 		n.mendLater(m, d)
@@ -259,13 +268,15 @@ func (n *node) mendEnd(m *mending, mended bool) {
 		n.s.marks.note(ntMended)
 	}
 	switch {
-	case m.apply && n.app.gen != m.gen:
-	case m.apply && mended:
+	case m.what == forLookup:
+		n.looked(m.seq)
+	case m.what == forImage && n.app.gen != m.gen:
+	case m.what == forImage && mended:
 		n.app.stuck = false
 		n.applyMore()
-	case m.apply && m.hard:
+	case m.what == forImage && m.hard:
 		n.failRead(errRot)
-	case m.apply:
+	case m.what == forImage:
 		n.post(replica.Unreadable{Seq: m.seq, Apply: true})
 	case mended:
 		for j := range n.s.nodes {

@@ -75,7 +75,7 @@ func (n *node) pump(ev *event) {
 			if p.hard {
 				seq = c.next
 			}
-			n.mend(p, seq, false)
+			n.mend(p, seq, forPeer)
 			return // goes on when it is mended, or its link ends
 		}
 		a.Records = append(a.Records, rec)
