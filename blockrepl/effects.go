@@ -78,23 +78,12 @@ func (v *Volume) looked(seq record.Seq, pos record.Pos, err error) {
 	v.in.post(replica.Looked{Seq: seq, Pos: pos, OK: err == nil})
 }
 
-// position reads the header sum of a record, or of what stood before the next one.
 func (v *Volume) position(seq record.Seq) (record.Pos, error) {
 	log := v.log.Load()
 	if log == nil {
 		return record.Pos{}, errors.New("the journal is not open")
 	}
-	rec, err := log.Get(seq)
-	if err == nil {
-		defer rec.Free()
-		return rec.Pos(), nil
-	}
-	next, nextErr := log.Get(seq + 1)
-	if nextErr != nil {
-		return record.Pos{}, err
-	}
-	defer next.Free()
-	return record.Pos{Seq: seq, Sum: next.Prev}, nil
+	return log.Position(seq)
 }
 
 // note writes a state change to the log and to the recent events.

@@ -23,6 +23,8 @@ type mender struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	run chan struct{} // holds a token while a run of records is fetched: two would get into each other's way
+
 	mu      sync.Mutex
 	waiting map[record.Seq]chan *record.Record // capacity 1
 	begun   map[record.Seq]bool                // in the background
@@ -33,6 +35,7 @@ type mender struct {
 func (m *mender) init(v *Volume) {
 	m.v = v
 	m.ctx, m.cancel = context.WithCancel(context.Background())
+	m.run = make(chan struct{}, 1)
 	m.waiting = map[record.Seq]chan *record.Record{}
 	m.begun = map[record.Seq]bool{}
 	m.looking = map[record.Seq]bool{}
@@ -129,6 +132,16 @@ func (m *mender) forLookup(seq record.Seq, err error) bool {
 // block of a table has many. Each is the proof of the one before, so the last comes
 // first.
 func (m *mender) fetchRun(l *link, seq record.Seq) bool {
+	select {
+	case m.run <- struct{}{}:
+		defer func() { <-m.run }()
+	case <-m.ctx.Done():
+		return false
+	}
+	if rec, err := m.v.log.Load().Get(seq); err == nil { // the run before had it
+		rec.Free()
+		return true
+	}
 	last := m.damagedThrough(seq)
 	for at := last; at >= seq; at-- {
 		if !m.fetch(l, at) {
@@ -159,10 +172,6 @@ func (m *mender) damagedThrough(seq record.Seq) record.Seq {
 func (m *mender) fetch(l *link, seq record.Seq) bool {
 	answer := make(chan *record.Record, 1)
 	m.mu.Lock()
-	if m.waiting[seq] != nil {
-		m.mu.Unlock()
-		return false // somebody asks already
-	}
 	m.waiting[seq] = answer
 	m.mu.Unlock()
 	defer func() {
@@ -224,7 +233,7 @@ func (m *mender) lend(l *link, f *wire.Fetch) {
 	if recs, err := m.v.records(nil, f.Seq, f.Seq, 1, 0); err == nil && recs[0].Seq == f.Seq {
 		out.Records = recs
 	} else if err != nil {
-		m.v.logr.Info("a record that another server asks for is not here", "peer", l.peer.id.String(), "seq", f.Seq, "err", fmt.Sprint(err))
+		m.v.logr.Debug("a record that another server asks for is not here", "peer", l.peer.id.String(), "seq", f.Seq, "err", fmt.Sprint(err))
 	}
 	l.out.control(m.v.tag, out)
 }

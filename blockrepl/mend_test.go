@@ -330,3 +330,38 @@ func (c *cluster) lastOf(i int) record.Seq {
 	}
 	return logs["vol0"].Last().Seq
 }
+
+// Two readers that met one run of damaged records asked for the same ones: the second gave
+// up after its tries, and the server failed, while the first was still fetching.
+func TestOneRunOfDamagedRecordsIsFetchedAtATime(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.volume.OnDegraded = wire.Continue
+	c.start(0, 1, 2)
+	c.awaitHealthy(0, 1, 2)
+	c.stop(2, false) // records are kept for it
+	c.connect(0, "db1").writeEight()
+	last := c.vol(1).log.Load().Last().Seq
+	c.stop(1, false)
+	for _, seq := range []record.Seq{last - 2, last - 1} {
+		c.spoil(1, seq, func(v []byte) { clear(v) })
+	}
+	c.start(1)
+	c.await(1, "applied", func(st VolumeStatus) bool { return st.Applied >= uint64(last) })
+	m := &c.vol(1).mender
+	l := c.servers[1].links.peers[mustID("a")].cur.Load()
+	m.run <- struct{}{} // as the first reader
+	second := make(chan bool)
+	go func() { second <- m.fetchRun(l, last-2) }()
+	for at := last - 1; at >= last-2; at-- {
+		if !m.fetch(l, at) {
+			t.Fatalf("record %d was not mended", at)
+		}
+	}
+	<-m.run
+	if !<-second {
+		t.Error("the second reader was told that the records cannot be had")
+	}
+	if n := m.count(); n != 2 {
+		t.Errorf("%d records were fetched, want 2", n)
+	}
+}

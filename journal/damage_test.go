@@ -284,3 +284,37 @@ func TestFlippedBitAmongOldSmallKeysHidesNoVolume(t *testing.T) {
 		})
 	}
 }
+
+// The sum of a record that was trimmed, and that of one with a damaged payload, were said
+// to be unknown when the record behind was damaged.
+func TestPositionIsToldByWhateverIsWhole(t *testing.T) {
+	o := options(t, vfs.NewMem())
+	j := mustOpen(t, o)
+	defer mustClose(t, j)
+	l := mustLog(t, j, vol1)
+	recs := chain(vol1, record.Pos{}, 50, 1000)
+	mustWrite(t, l, Batch{Records: recs})
+	if err := l.Trim(10); err != nil {
+		t.Fatal(err)
+	}
+	spoil(t, l, 11, offsetLen+30) // header
+	for _, seq := range []record.Seq{20, 21} {
+		spoil(t, l, seq, offsetLen+500) // payload
+	}
+	for _, seq := range []record.Seq{30, 31, 49} {
+		spoil(t, l, seq, offsetLen+30)
+	}
+	for _, seq := range []record.Seq{10, 11, 12, 20, 21, 31, 49, 50} {
+		if pos, err := l.Position(seq); err != nil || pos != recs[seq-1].Pos() {
+			t.Errorf("Position(%d) = %v, %v, want %v", seq, pos, err, recs[seq-1].Pos())
+		}
+	}
+	_, err := l.Position(30)
+	wantCorrupt(t, err, 30)
+	if _, err := l.Position(9); !errors.Is(err, ErrTrimmed) {
+		t.Errorf("Position(9): %v, want ErrTrimmed", err)
+	}
+	if _, err := l.Position(51); !errors.Is(err, ErrNotYet) {
+		t.Errorf("Position(51): %v, want ErrNotYet", err)
+	}
+}

@@ -23,6 +23,24 @@ func (l *Log) Get(seq record.Seq) (*record.Record, error) {
 	return r, nil
 }
 
+// Position gives the number's position, of the last trimmed record too, from its header
+// or from what stands behind it: a damaged payload does not hinder. ErrTrimmed below
+// First-1, ErrNotYet above Last, *CorruptError when nothing tells it.
+func (l *Log) Position(seq record.Seq) (record.Pos, error) {
+	err := l.within(seq)
+	if errors.Is(err, ErrTrimmed) && seq == l.Begin().Seq {
+		err = nil
+	}
+	if err != nil {
+		return record.Pos{}, err
+	}
+	pos, _, err := l.positionOrNext(seq)
+	if err != nil {
+		return record.Pos{}, l.orTrimmed(seq, err)
+	}
+	return pos, nil
+}
+
 // Read calls fn for the records from..to in order, verified each by itself and
 // against the one before, until maxBytes of them were given (at least one) or fn
 // returns an error. It returns the number to continue with. A record is fn's to
@@ -198,13 +216,12 @@ func (l *Log) position(seq record.Seq) (record.Pos, uint64, error) {
 	return p.pos, p.offset, err
 }
 
-// positionOrNext is position, told by the record behind when the record itself is
-// damaged.
+// positionOrNext is position, told by the record behind when the record itself cannot
+// be read.
 func (l *Log) positionOrNext(seq record.Seq) (record.Pos, uint64, error) {
 	pos, offset, err := l.position(seq)
-	var c *CorruptError
-	if !errors.As(err, &c) {
-		return pos, offset, err
+	if err == nil {
+		return pos, offset, nil
 	}
 	next, err2 := l.place(seq + 1)
 	if err2 != nil {

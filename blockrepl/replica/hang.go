@@ -61,7 +61,8 @@ func (r *Replica) holeCondition(name string) (reason, next string) {
 		return "", ""
 	}
 	for _, p := range r.peers {
-		if !inSync(&r.hard.State, p.id) || r.goes(p.id) || p.ackEpoch != r.epoch() || p.durable >= r.m.hole {
+		joins := p.session != 0 && p.greeting != nil && !p.joined && p.greeting.Last.Seq < r.m.hole
+		if !inSync(&r.hard.State, p.id) || r.goes(p.id) || !joins && (p.ackEpoch != r.epoch() || p.durable >= r.m.hole) {
 			continue
 		}
 		reason = fmt.Sprintf("writes wait for %v, which lacks record %d: it cannot be read in this server's journal, and no other server has it", p.id, r.m.hole)

@@ -66,6 +66,10 @@ const (
 	historyKeep = 64
 )
 
+// pastAgain: the other servers are asked again for damaged records that tell a peer's
+// past after that many times peer_timeout.
+const pastAgain = 4
+
 // trimStep is how many records go at a time.
 const trimStep = 64
 

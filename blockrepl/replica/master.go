@@ -232,7 +232,8 @@ func (r *Replica) tickMaster() {
 		}
 		// One that refused to join is asked again, but not with every tick: a new
 		// greeting says sooner when there is something new.
-		waits := p.refused != 0 && r.now.Sub(p.refused) < r.cfg.PeerTimeout/4
+		waits := p.refused != 0 && r.now.Sub(p.refused) < r.cfg.PeerTimeout/4 ||
+			p.askedPast != 0 && r.now.Sub(p.askedPast) < pastAgain*r.cfg.PeerTimeout
 		if p.session != 0 && p.greeting != nil && !p.joined && !p.joining && !silent && !waits {
 			r.join(p)
 		}

@@ -57,6 +57,7 @@ type peer struct {
 	joining   bool // Join is sent or being prepared
 	copies    bool // the last Join began a resync
 	refused   Time // when it refused to join, over this link; 0: it did not, or joined since
+	askedPast Time // when nobody could tell the sum that it is compared by, over this link; 0: it was told
 	ackEpoch  record.Epoch
 	durable   record.Seq
 	applied   record.Seq
@@ -183,7 +184,7 @@ func (r *Replica) meet() {
 func (r *Replica) unlink(p *peer, reason string) {
 	p.session, p.greeting = 0, nil
 	p.joined, p.joining, p.admitting = false, false, false
-	p.streamed, p.lease, p.granted, p.out, p.owes, p.refused = 0, 0, 0, 0, 0, 0
+	p.streamed, p.lease, p.granted, p.out, p.owes, p.refused, p.askedPast = 0, 0, 0, 0, 0, 0, 0
 	if reason == "" {
 		reason = "link closed"
 	}

@@ -66,7 +66,7 @@ func (r *Replica) join(p *peer) {
 		if p.session != session || !p.joining || r.role != wire.RoleMaster || r.epoch() != epoch {
 			return
 		}
-		if !ok {
+		if !ok || at+1 < r.first {
 			p.joining = false
 			r.unknownPast(p, at)
 			return
@@ -81,18 +81,21 @@ func (r *Replica) join(p *peer) {
 }
 
 // unknownPast is what becomes of a peer when nothing tells the sum of the last common
-// number: no record of this journal, and no other server. While our own image lacks what
-// is damaged, the damage is ours: it must get over it first, and to forget the peer would
-// give up who may still have it.
+// number: it and the next record are damaged here, and no other server has them. While
+// our own image lacks one of them, the damage is ours: to forget the peer would be the
+// end of this server, which can apply nothing any more, and of who can go on without.
 func (r *Replica) unknownPast(p *peer, at record.Seq) {
-	switch {
-	case at+1 < r.first:
+	if at+1 < r.first {
 		r.joinResync(p, fmt.Sprintf("record %d is no longer kept", at))
-	case at > r.applied:
-		r.setState(p, Probe, fmt.Sprintf("record %d, which this server's image lacks, is damaged in its journal", at))
-	default:
-		r.joinResync(p, fmt.Sprintf("record %d cannot be read in this server's journal, and no other server has it", at))
+		return
 	}
+	p.askedPast = r.now
+	if at >= r.applied {
+		r.m.hole = at + 1
+		r.setState(p, Probe, fmt.Sprintf("record %d, which this server's image lacks, is damaged in its journal", at+1))
+		return
+	}
+	r.joinResync(p, fmt.Sprintf("record %d cannot be read in this server's journal, and no other server has it", at))
 }
 
 // lostPast says why the peer cannot simply catch up although it is no newcomer.

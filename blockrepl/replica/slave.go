@@ -39,9 +39,7 @@ func (r *Replica) onJoin(p *peer, j *wire.Join) {
 	if r.notWhileFilling(p, j) || r.refuseJoin(p, j) {
 		return
 	}
-	if !j.Resync && j.Match.Seq < r.maybeApplied(j.History) {
-		r.send(p, &wire.Joined{Epoch: j.Epoch, OK: true, Resync: true, Last: r.last,
-			Reason: fmt.Sprintf("its image may hold records up to %d, the last common one is %d", r.maybeApplied(j.History), j.Match.Seq)})
+	if r.beyondMatch(p, j) {
 		return
 	}
 	if !j.Resync && (j.Match.Seq > r.last.Seq || r.forgot != "") {
@@ -59,7 +57,7 @@ func (r *Replica) onJoin(p *peer, j *wire.Join) {
 	}
 	session, last := p.session, r.last
 	r.sumAt(j.Match.Seq, true, func(pos record.Pos, ok bool) {
-		if r.joinOutdated(p, j, session, last) {
+		if r.joinOutdated(p, j, session, last) || r.beyondMatch(p, j) {
 			return
 		}
 		why := r.forgot
@@ -72,6 +70,17 @@ func (r *Replica) onJoin(p *peer, j *wire.Join) {
 		}
 		r.follow(p, r.keeping(j), nil)
 	})
+}
+
+// beyondMatch asks for a resync when the image may hold what the master's line lacks.
+func (r *Replica) beyondMatch(p *peer, j *wire.Join) bool {
+	held := r.maybeApplied(j.History)
+	if j.Resync || j.Match.Seq >= held {
+		return false
+	}
+	r.send(p, &wire.Joined{Epoch: j.Epoch, OK: true, Resync: true, Last: r.last,
+		Reason: fmt.Sprintf("its image may hold records up to %d, the last common one is %d", held, j.Match.Seq)})
+	return true
 }
 
 // keeping moves the place from which an epoch is followed to the end of this

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -173,7 +174,7 @@ func TestOwnDamageIsNotTheSlaves(t *testing.T) {
 	a.still = true // asks others for the record
 	c.start("a", "b")
 	c.pass(5 * time.Second)
-	if want := "record 4, which this server's image lacks, is damaged in its journal"; !slices.Contains(*said, want) {
+	if want := "record 5, which this server's image lacks, is damaged in its journal"; !slices.Contains(*said, want) {
 		t.Errorf("of b was said %q, want %q", *said, want)
 	}
 	for _, why := range *said {
@@ -187,6 +188,45 @@ func TestOwnDamageIsNotTheSlaves(t *testing.T) {
 	a.step(Unreadable{Seq: 4, Apply: true})
 	c.pass(time.Second)
 	a.want(FailedHere)
+}
+
+// The same with the slave waited for, and the damage just above the image: status asked
+// to forget the slave, and the master could apply nothing from then on.
+func TestOwnDamageAboveTheImageIsTheOldMastersEnd(t *testing.T) {
+	c := newCluster(t, 2, wire.Suspend)
+	c.start("a", "b")
+	a, b := c.node("a"), c.node("b")
+	c.pass(time.Second)
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "w1"))
+	a.mustComplete(a.write(conn, 0, "w2"))
+	c.pass(3 * time.Second)
+	c.kill("b")
+	a.mustWait(a.write(conn, 0, "w3"))
+	a.mustWait(a.write(conn, 0, "w4"))
+	c.pass(time.Second)
+	c.kill("a")
+	held := b.log[len(b.log)-1].Seq
+	a.bad, a.hard.Checkpoint = []record.Seq{held, held + 1}, held
+	c.start("a", "b")
+	c.pass(5 * time.Second)
+	v := a.r.View(c.now)
+	if want := fmt.Sprintf("writes wait for b, which lacks record %d: it cannot be read in this server's journal, and no other server has it", held+1); v.State != Suspended || v.Reason != want {
+		t.Errorf("a is %s, %q, want suspended, %q", v.State, v.Reason, want)
+	}
+	if want := "on another server that is in sync (b), when this one is stopped or cut off: blockrepl promote vol0 --old-master-dead"; v.Next != want {
+		t.Errorf("status advises %q, want %q", v.Next, want)
+	}
+	asked := 0
+	c.show = func(n *node, e *Effects) {
+		if n == a {
+			asked += len(e.Lookups)
+		}
+	}
+	c.pass(40 * time.Second)
+	if asked == 0 || asked > 10 {
+		t.Errorf("the others were asked %d times in 40 s, want some, not with every tick", asked)
+	}
 }
 
 // peerReasons collects what n says of its peers.
