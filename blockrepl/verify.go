@@ -85,6 +85,7 @@ func (r *verification) run(ctx context.Context) error {
 	v, size := r.v, r.v.img.Size()
 	w := v.begin("verify", size)
 	defer v.end(w)
+	v.img.DropCache()
 	for off := int64(0); off < size; off += resyncWindow {
 		if err := r.window(ctx, off, min(resyncWindow, size-off)); err != nil {
 			return fmt.Errorf("at offset %d: %w", off, err)

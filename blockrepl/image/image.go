@@ -147,6 +147,19 @@ func (im *Image) Sync() error {
 	return nil
 }
 
+// DropCache lets what comes be read from the disk, where the kernel does not hold changes
+// that are not written out yet: a rotten sector hides below its page.
+func (im *Image) DropCache() {
+	im.syncing.Lock()
+	defer im.syncing.Unlock()
+	if h := im.halt.Load(); h != nil && h.final {
+		return
+	}
+	if d, ok := im.disk.(*file); ok {
+		dropCache(d.fd)
+	}
+}
+
 // Resize changes the volume's size. New bytes read as zeroes. ErrSize where a
 // device has not that many. It is durable with the next Sync; the zeroes of a device
 // are before the size is seen, and reads go on while they are written. progress, which

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 // TestMain lets the test binary be the other process that has an image open.
@@ -383,5 +386,61 @@ func TestFileOfAMemoryFileSystemBelowDevIsMade(t *testing.T) {
 	}
 	if err := MayCreate(fmt.Sprintf("/dev/shm/blockrepl-test-%d/image", os.Getpid())); err != nil {
 		t.Error(err)
+	}
+}
+
+// What an fsync failed to write is shown by the page cache as if it were on the disk, also
+// to the next process: an image is read from its disk after a start.
+func TestOpenedImageIsReadFromItsDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	const size = 1 << 20
+	im, err := Open(Options{Path: path, Size: size, Create: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Apply([]Change{{Kind: record.KindWrite, Len: size, Data: bytes.Repeat([]byte{7}, size)}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 4096)
+	f := im.disk.(*file)
+	cached := func(f *file) bool {
+		t.Helper()
+		now, err := f.readNow(p, 128<<10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now
+	}
+	if !cached(f) {
+		t.Skip("this file system does not say what is in the page cache")
+	}
+	dropCache(f.fd)
+	if cached(f) {
+		t.Skip("this file system keeps its pages")
+	}
+	if err := im.ReadAt(make([]byte, size), 0); err != nil { // into the cache again
+		t.Fatal(err)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if im, err = Open(Options{Path: path}); err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	if cached(im.disk.(*file)) {
+		t.Error("it is still in the page cache")
+	}
+	if err := im.ReadAt(p, 128<<10); err != nil || p[0] != 7 {
+		t.Errorf("it reads as %d, %v, want 7", p[0], err)
+	}
+	if !cached(im.disk.(*file)) {
+		t.Fatal("what was read is not in the page cache")
+	}
+	if im.DropCache(); cached(im.disk.(*file)) {
+		t.Error("DropCache left it in the page cache")
 	}
 }
