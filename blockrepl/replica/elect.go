@@ -54,39 +54,8 @@ func (r *Replica) tryElect() {
 	if c.alone {
 		r.believe() // what the image holds is the volume
 	}
-	r.noteBase()
 	r.beginEpoch(c.epoch, st, r.baseNumber(), c.loss)
 	r.promoted(c, out)
-}
-
-// noteBase puts the epoch that the new one is built on into the history when it never
-// reached this journal, as one that was followed in vain stays there (reached). Its set
-// bars the states before, also one of a change that never came to its master; the new
-// epoch's own set may not.
-//
-// Not when a loss was accepted: then this server need not hold what that set committed.
-func (r *Replica) noteBase() {
-	n := len(r.hard.History)
-	if r.c.loss || n == 0 || n+2 > HistoryMax || slices.ContainsFunc(r.hard.History, func(h wire.EpochStart) bool { return h.Epoch == r.c.base.Epoch }) {
-		return
-	}
-	if h := r.builtOn(r.hard.History[n-1].Epoch); h != nil {
-		line := *h
-		line.First = record.Pos{Seq: r.last.Seq + 1}
-		r.hard.History = append(slices.Clip(r.hard.History), line)
-	}
-}
-
-// builtOn is the base's line in the history of somebody who has it right behind prev.
-func (r *Replica) builtOn(prev record.Epoch) *wire.EpochStart {
-	for _, p := range r.c.pledges {
-		for i, h := range p.greeting.History {
-			if i > 0 && h.Epoch == r.c.base.Epoch && p.greeting.History[i-1].Epoch == prev {
-				return &p.greeting.History[i]
-			}
-		}
-	}
-	return nil
 }
 
 // leftOut are the servers that a promotion begins its epoch without although the state
@@ -220,8 +189,12 @@ func (r *Replica) baseNumber() uint64 {
 	if base.Epoch == prev {
 		return base.Number
 	}
-	if h := r.builtOn(prev); h != nil {
-		return h.BaseNumber
+	for _, p := range r.c.pledges {
+		for i, h := range p.greeting.History {
+			if i > 0 && h.Epoch == base.Epoch && p.greeting.History[i-1].Epoch == prev {
+				return h.BaseNumber
+			}
+		}
 	}
 	if r.hard.State.Epoch == prev {
 		return r.hard.State.Number

@@ -80,8 +80,8 @@ func (r *Replica) beginEpoch(e record.Epoch, st wire.State, base uint64, loss bo
 	r.hard.Match = min(r.hard.Match, first.Seq) // what is lost above was accepted to be
 	r.hard.History = append(reached(r.hard.History, first.Seq),
 		wire.EpochStart{Epoch: e, First: first, BaseNumber: base, Loss: loss, Set: st.InSync})
-	for i := range max(0, len(r.hard.History)-setsMax) {
-		r.hard.History[i].Set = nil
+	if n := len(r.hard.History) - setsMax; n > 0 {
+		r.hard.History[n-1].Set = nil
 	}
 	r.role, r.c = wire.RoleMaster, nil
 	r.m = &master{start: first.Seq, since: r.now}

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
-	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 func TestSplitBrainIsNamedAndResolved(t *testing.T) {
@@ -160,55 +159,5 @@ func TestResyncBeginsAnewOnTheOtherSideOfASplitBrain(t *testing.T) {
 	c.pass(time.Second)
 	if k := len(s.orders); k != 3 || s.orders[2].From != 0 || s.orders[2].High >= a.r.applied {
 		t.Fatalf("orders to copy: %+v; want a third one from the beginning", s.orders)
-	}
-}
-
-// A change of the in-sync set that only a slave had noted, an epoch by those whom that
-// change left out, and a disk that lost this epoch's record: the next master knew the set
-// of the lost epoch, and its history did not. The slave of the change named a split brain,
-// though nothing could be committed on its side.
-func TestEpochThatIsLostIsNoSplitBrain(t *testing.T) {
-	c := newCluster(t, 3, wire.Suspend)
-	c.start("a", "b", "c")
-	c.pass(time.Second)
-	a, b, s := c.node("a"), c.node("b"), c.node("c")
-	lost := func(to record.ServerID, m wire.Message) []wire.Message {
-		switch m.(type) {
-		case *wire.StateAck: // of the set {a, b}
-			return nil
-		case *wire.StateUpdate, *wire.Join: // to that set, and to the epoch that is lost
-			if to == s.id {
-				return nil
-			}
-		}
-		return []wire.Message{m}
-	}
-	c.mangle = lost
-	before := a.hard
-	if res := a.command(func(id uint64) Event { return Forget{ID: id, Server: s.id} }); res != nil {
-		t.Fatalf("forget c ended: %+v", res)
-	}
-	if len(b.hard.State.InSync) != 2 || len(a.hard.State.InSync) != 3 {
-		t.Fatalf("in sync are %v at b and %v at a", b.hard.State.InSync, a.hard.State.InSync)
-	}
-	c.kill("a")
-	c.kill("b")
-	a.hard = before // its proposal was not yet fsynced
-	c.start("a")
-	c.pass(time.Second)
-	if res := a.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true} }); res == nil || res.Err != nil {
-		t.Fatalf("promote a: %+v", res)
-	}
-	c.kill("a")
-	a.log, a.forgot = a.log[:len(a.log)-1], "the journal ends below what the marks remember"
-	c.mangle = nil
-	c.start("a")
-	if res := s.command(func(id uint64) Event { return Promote{ID: id, OldMasterDead: true} }); res == nil || res.Err != nil {
-		t.Fatalf("promote c: %+v", res)
-	}
-	c.start("b")
-	c.pass(10 * time.Second)
-	for _, n := range []*node{a, b, s} {
-		n.want(Healthy)
 	}
 }
