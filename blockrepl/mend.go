@@ -134,14 +134,19 @@ func (m *mender) forLookup(seq record.Seq, err error) bool {
 func (m *mender) fetchRun(l *link, seq record.Seq) bool {
 	select {
 	case m.run <- struct{}{}:
-		defer func() { <-m.run }()
-	case <-m.ctx.Done():
-		return false
+	default:
+		select {
+		case m.run <- struct{}{}:
+		case <-m.ctx.Done():
+			return false
+		}
+		if rec, err := m.v.log.Load().Get(seq); err == nil { // the run before had it
+			rec.Free()
+			<-m.run
+			return true
+		}
 	}
-	if rec, err := m.v.log.Load().Get(seq); err == nil { // the run before had it
-		rec.Free()
-		return true
-	}
+	defer func() { <-m.run }()
 	last := m.damagedThrough(seq)
 	for at := last; at >= seq; at-- {
 		if !m.fetch(l, at) {

@@ -63,10 +63,8 @@ func (v *Volume) load(log *journal.Log) (replica.Saved, expected, error) {
 		if sum, ok := sumOf(&saved, seq); ok {
 			return sum, true
 		}
-		if rec, err := log.Get(seq); err == nil {
-			return rec.Sum, true
-		}
-		return 0, false
+		pos, err := log.Position(seq)
+		return pos.Sum, err == nil
 	})
 	if saved.Forgot != "" {
 		v.logr.Warn("this server forgot what it had acknowledged; it must be resynced", "reason", saved.Forgot)

@@ -57,15 +57,15 @@ func (r *Replica) hangCondition(name string) (reason, next string) {
 // holeCondition names a record that writes wait for and that nobody can send: it was
 // never acknowledged by all, and goes with this mastership. "" when there is none.
 func (r *Replica) holeCondition(name string) (reason, next string) {
-	if r.m.hole <= r.applied {
-		return "", ""
-	}
 	for _, p := range r.peers {
-		joins := p.session != 0 && p.greeting != nil && !p.joined && p.greeting.Last.Seq < r.m.hole
-		if !inSync(&r.hard.State, p.id) || r.goes(p.id) || !joins && (p.ackEpoch != r.epoch() || p.durable >= r.m.hole) {
+		hole := p.past.hole // it cannot join
+		if p.ackEpoch == r.epoch() && p.durable < r.m.hole {
+			hole = r.m.hole
+		}
+		if hole <= r.applied || !inSync(&r.hard.State, p.id) || r.goes(p.id) {
 			continue
 		}
-		reason = fmt.Sprintf("writes wait for %v, which lacks record %d: it cannot be read in this server's journal, and no other server has it", p.id, r.m.hole)
+		reason = fmt.Sprintf("writes wait for %v, which lacks record %d: it cannot be read in this server's journal, and no other server has it", p.id, hole)
 		next = fmt.Sprintf("on another server that is in sync (%s), when this one is stopped or cut off: blockrepl promote %s --old-master-dead", names(r.othersInSync()), name)
 		return reason, next
 	}

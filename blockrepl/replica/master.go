@@ -232,8 +232,7 @@ func (r *Replica) tickMaster() {
 		}
 		// One that refused to join is asked again, but not with every tick: a new
 		// greeting says sooner when there is something new.
-		waits := p.refused != 0 && r.now.Sub(p.refused) < r.cfg.PeerTimeout/4 ||
-			p.askedPast != 0 && r.now.Sub(p.askedPast) < pastAgain*r.cfg.PeerTimeout
+		waits := p.refused != 0 && r.now.Sub(p.refused) < r.cfg.PeerTimeout/4
 		if p.session != 0 && p.greeting != nil && !p.joined && !p.joining && !silent && !waits {
 			r.join(p)
 		}

@@ -25,6 +25,14 @@ func (s PeerState) String() string {
 	return [...]string{"", "down", "probe", "catch-up", "live", "resync"}[s]
 }
 
+// past is that nobody could tell the sum which a peer is compared by.
+type past struct {
+	asked Time       // when, over this link; 0: it was told
+	at    record.Seq // of which number
+	end   record.Pos // of the peer's journal
+	hole  record.Seq // the damaged record that our own image lacks; 0: it has it
+}
+
 // peer is what this server knows of another one.
 type peer struct {
 	id          record.ServerID
@@ -57,7 +65,7 @@ type peer struct {
 	joining   bool // Join is sent or being prepared
 	copies    bool // the last Join began a resync
 	refused   Time // when it refused to join, over this link; 0: it did not, or joined since
-	askedPast Time // when nobody could tell the sum that it is compared by, over this link; 0: it was told
+	past      past
 	ackEpoch  record.Epoch
 	durable   record.Seq
 	applied   record.Seq
@@ -184,7 +192,7 @@ func (r *Replica) meet() {
 func (r *Replica) unlink(p *peer, reason string) {
 	p.session, p.greeting = 0, nil
 	p.joined, p.joining, p.admitting = false, false, false
-	p.streamed, p.lease, p.granted, p.out, p.owes, p.refused, p.askedPast = 0, 0, 0, 0, 0, 0, 0
+	p.streamed, p.lease, p.granted, p.out, p.owes, p.refused, p.past = 0, 0, 0, 0, 0, 0, past{}
 	if reason == "" {
 		reason = "link closed"
 	}

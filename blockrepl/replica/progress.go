@@ -60,6 +60,10 @@ func (r *Replica) join(p *peer) {
 		r.joinResync(p, fmt.Sprintf("its journal begins at %d, above the last common number %d", g.First, at))
 		return
 	}
+	if p.past.asked != 0 && p.past.at == at && p.past.end == g.Last && r.now.Sub(p.past.asked) < pastAgain*r.cfg.PeerTimeout {
+		r.withoutPast(p)
+		return
+	}
 	p.joining = true
 	session, epoch := p.session, r.epoch()
 	r.sumAt(at, true, func(pos record.Pos, ok bool) {
@@ -71,6 +75,7 @@ func (r *Replica) join(p *peer) {
 			r.unknownPast(p, at)
 			return
 		}
+		p.past = past{}
 		if at == g.Last.Seq && pos.Sum != g.Last.Sum && at > 0 {
 			p.joining = false
 			r.joinResync(p, fmt.Sprintf("its record %d has sum %016x, ours %016x: its past is another", at, g.Last.Sum, pos.Sum))
@@ -89,13 +94,19 @@ func (r *Replica) unknownPast(p *peer, at record.Seq) {
 		r.joinResync(p, fmt.Sprintf("record %d is no longer kept", at))
 		return
 	}
-	p.askedPast = r.now
-	if at >= r.applied {
-		r.m.hole = at + 1
+	p.past = past{asked: r.now, at: at, end: p.greeting.Last}
+	r.withoutPast(p)
+}
+
+// withoutPast goes on with what unknownPast found.
+func (r *Replica) withoutPast(p *peer) {
+	if at := p.past.at; at >= r.applied {
+		p.past.hole = at + 1
 		r.setState(p, Probe, fmt.Sprintf("record %d, which this server's image lacks, is damaged in its journal", at+1))
 		return
 	}
-	r.joinResync(p, fmt.Sprintf("record %d cannot be read in this server's journal, and no other server has it", at))
+	p.past.hole = 0
+	r.joinResync(p, fmt.Sprintf("record %d cannot be read in this server's journal, and no other server has it", p.past.at))
 }
 
 // lostPast says why the peer cannot simply catch up although it is no newcomer.

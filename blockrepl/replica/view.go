@@ -242,7 +242,7 @@ func (r *Replica) backOrForget(name string, id record.ServerID) string {
 // orForget is that where something else than to bring it back helps, too. While this
 // server lacks a record it may be the one that has it.
 func (r *Replica) orForget(help, name string, id record.ServerID) string {
-	if r.role == wire.RoleMaster && r.m.hole > r.applied {
+	if r.role == wire.RoleMaster && max(r.m.hole, r.peer(id).past.hole) > r.applied {
 		return help
 	}
 	if _, force := r.forgetting(id); force {
