@@ -129,7 +129,7 @@ func (o *operator) instead(s *Sim, n *node) bool {
 		return false
 	}
 	for _, m := range s.nodes {
-		if m == n || !m.up || m.dead || !s.complete(m) || m.wanting() || s.better(m) {
+		if m == n || !m.up || m.broken() || !s.complete(m) || m.wanting() || s.better(m) {
 			continue
 		}
 		s.crash(n, false)
@@ -238,6 +238,7 @@ func (s *Sim) calmMost() time.Duration {
 // final is what must be true at the end.
 func (s *Sim) final() {
 	for _, n := range s.nodes {
+		n.image.evict(n, true)
 		s.whole(n, "at the end")
 		for q := n.journal.os.first; q <= n.journal.os.last.Seq; q++ {
 			if !s.truth.shown(n).holds(q, n.journal.os.get(q).Sum) {

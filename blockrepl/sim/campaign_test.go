@@ -117,6 +117,9 @@ func report(f *Failure, opt Options) string {
 		if opt.Restless {
 			line += " -restless"
 		}
+		if opt.KeepCache {
+			line += " -keep-cache"
+		}
 		if len(opt.Off) > 0 {
 			line += " -off " + strings.Join(opt.Off, ",")
 		}

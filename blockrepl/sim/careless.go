@@ -57,7 +57,7 @@ func (o *operator) leave(s *Sim, n *node) bool {
 		return false
 	}
 	m := s.nodes[index(st.Master)]
-	if m == n || !m.up || m.dead {
+	if m == n || !m.up || m.broken() {
 		return false
 	}
 	s.inflict(fIsolate, n)
@@ -69,7 +69,7 @@ func (o *operator) leave(s *Sim, n *node) bool {
 
 // left is the promotion of who was left behind.
 func (o *operator) left(s *Sim, n *node) {
-	if s.calm || n.dead {
+	if s.calm || n.broken() {
 		return
 	}
 	o.next++
@@ -86,7 +86,7 @@ func (s *Sim) behind(n *node) *node {
 	from := r.IntN(len(s.nodes))
 	for i := range s.nodes {
 		m := s.nodes[(from+i)%len(s.nodes)]
-		if m.up && !m.dead && !s.complete(m) && r.IntN(3) > 0 {
+		if m.up && !m.broken() && !s.complete(m) && r.IntN(3) > 0 {
 			return m
 		}
 	}

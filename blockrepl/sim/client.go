@@ -106,7 +106,7 @@ func (c *client) act() {
 func (c *client) connect() {
 	s := c.s
 	n := s.nodes[s.dice.client.IntN(len(s.nodes))]
-	if !n.up || s.calm && n.dead {
+	if !n.up || s.calm && n.broken() {
 		return
 	}
 	if c.takeover && s.calm && s.now > s.calmAt+int64(s.prof.wind) {
@@ -398,6 +398,9 @@ func (n *node) see(q *request) {
 	}
 	c := n.s.clients[q.client]
 	if c.conn == nil || c.conn.node != n.i || c.conn.run != n.run {
+		return
+	}
+	if n.ill || n.image.blind(q.lo, q.n) && n.cannotSee(q, c) {
 		return
 	}
 	q.value = n.image.look(q)

@@ -95,7 +95,7 @@ func (s *Sim) unnoticed(n *node) bool { return n.damaged && !s.complete(n) }
 // sound reports whether all but n run and everyone hears everyone.
 func (s *Sim) sound(n *node) bool {
 	for _, m := range s.nodes {
-		if m != n && (!m.up || m.paused || m.dead || m.sickDisk) {
+		if m != n && (!m.up || m.paused || m.unwell()) {
 			return false
 		}
 		for _, k := range s.nodes {
@@ -110,7 +110,7 @@ func (s *Sim) sound(n *node) bool {
 // witness is another member that runs and knows of everything that is committed.
 func (s *Sim) witness(n *node) *node {
 	for _, m := range s.nodes {
-		if m != n && s.member(m) && m.up && !m.dead && !m.sickDisk && m.rep.Commit() >= s.truth.last() {
+		if m != n && s.member(m) && m.up && !m.unwell() && m.rep.Commit() >= s.truth.last() {
 			return m
 		}
 	}
@@ -181,7 +181,7 @@ func (s *Sim) member(n *node) bool {
 // that it does: where only n's disk said that it admitted m, nobody is left to tell.
 func (s *Sim) spare(n *node) bool {
 	for _, m := range s.nodes {
-		if m != n && s.member(m) && m.up && !m.dead && !m.sickDisk && inState(&m.journal.durable.hard.State, m.id) && s.complete(m) {
+		if m != n && s.member(m) && m.up && !m.unwell() && inState(&m.journal.durable.hard.State, m.id) && s.complete(m) {
 			return !s.wanted(n)
 		}
 	}

@@ -22,6 +22,8 @@
 //	profile  what a seed decides about a whole schedule (profile.go)
 //	faults   what goes wrong, each by its name (faults.go); servers that lose what they
 //	         had acknowledged (damage.go)
+//	rot      records of a journal that cannot be read any more (rot.go)
+//	sick     images whose fsyncs, writes or reads fail, or that are full (sick.go)
 //	operator promotes, forgets, stops, by the rules that its commands name (operator.go)
 //	calm     does what status says when the faults are over, until all is well (calm.go)
 //	init     volumes that are created by command, from what an image holds (init.go)

@@ -46,12 +46,13 @@ const (
 	fUneven                  // a server starts with another peer_timeout
 	fRot                     // records of the journal cannot be read any more
 	fTwo                     // two people give commands at two servers at once
+	fSickImage               // the image's disk fails: an fsync, a write, a read, or for want of room
 	faults
 )
 
 var faultNames = [faults]string{"crash", "power", "pause", "cut", "isolate", "one-way", "slow-disk", "sick-disk",
 	"replace", "old-copy", "lose-tail", "no-space", "promote", "old-dead", "forget", "stop", "resize", "usurp", "lose", "double", "overtake", "move", "corrupt", "bare",
-	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set", "hung-disk", "uneven", "rot", "two"}
+	"accept-loss", "wild-dead", "wild-forget", "resolve", "init", "set", "hung-disk", "uneven", "rot", "two", "sick-image"}
 
 func (f fault) String() string { return faultNames[f] }
 
@@ -186,7 +187,7 @@ func (s *Sim) undo(ev *event) {
 		}
 		s.tell(n.i, "is heard again")
 	case fSickDisk:
-		if n.up && uint64(n.run) == ev.b && n.dead {
+		if n.up && uint64(n.run) == ev.b && n.broken() {
 			s.crash(n, false)
 			s.at(0, event{what: evStart, n: n.i})
 		}
@@ -196,6 +197,8 @@ func (s *Sim) undo(ev *event) {
 		}
 	case fRot:
 		n.journal.heal(func(p *spot) bool { return p.hard })
+	case fSickImage:
+		n.recover()
 	}
 }
 
@@ -209,7 +212,10 @@ func (s *Sim) crash(n *node, power bool) {
 	}
 	s.tell(n.i, "crashes (power %v), journal durable %v of %v", power, n.journal.durable.last.Seq, n.journal.os.last.Seq)
 	n.crashImage(power)
-	n.up, n.sickDisk, n.dead = false, false, false
+	n.up, n.sickDisk, n.dead, n.ill = false, false, false, false
+	if n.sick == sickSync || n.sick == sickWrite {
+		n.sick = sickNone
+	}
 	n.hungTo = 0
 	s.cutLinks(n, power)
 	s.dropConns(n)
@@ -237,6 +243,7 @@ func (s *Sim) becalm() {
 			n.hungTo = 0
 		}
 		n.slowTo, n.sickDisk = 0, false
+		n.recover()
 		n.journal.heal(func(p *spot) bool { return p.hard && p.Seq > n.journal.durable.hard.Checkpoint })
 		if n.paused {
 			n.pausedTo = s.now

@@ -19,6 +19,8 @@ type image struct {
 	since   [sectorsMax][]uint64
 	seq     record.Seq // what a reader may take it for
 	sum     uint64     // that record's header sum
+	clean   uint64     // sectors, as bits: written out in vain, so that val is not to become durable
+	bad     uint64     // likewise: cannot be read until they are written
 
 	// An fsync under way.
 	snap    [sectorsMax]uint64
@@ -28,9 +30,11 @@ type image struct {
 func (m *image) init(sectors int) { *m = image{size: sectors} }
 
 func (m *image) set(i int, v uint64) {
-	if m.val[i] == v {
+	m.bad &^= 1 << i
+	if m.val[i] == v && m.clean>>i&1 == 0 {
 		return
 	}
+	m.clean &^= 1 << i
 	m.val[i] = v
 	m.since[i] = append(m.since[i], v)
 }
@@ -64,6 +68,9 @@ func (m *image) apply(rec *record.Record, part int) {
 func (m *image) beginSync() {
 	m.snap = m.val
 	for i := range m.since {
+		if m.clean>>i&1 != 0 {
+			m.snap[i] = m.durable[i]
+		}
 		m.snapped[i] = len(m.since[i])
 	}
 }
@@ -77,6 +84,7 @@ func (m *image) endSync() {
 
 // powerCut leaves in each sector its durable value or one written since.
 func (m *image) powerCut(r *rand.Rand) {
+	m.clean = 0
 	for i := range m.val {
 		v := m.durable[i]
 		if k := len(m.since[i]); k > 0 {
@@ -121,7 +129,7 @@ func (n *node) applyTo(seq record.Seq) {
 // anyone is told, half after: readers see either.
 func (n *node) applyMore() {
 	a := &n.app
-	if a.busy || a.stuck || n.dead && n.s.prof.weight[fRot] > 0 || a.target <= a.applied {
+	if a.busy || a.stuck || n.ill || n.dead && n.s.prof.weight[fRot] > 0 || a.target <= a.applied {
 		return
 	}
 	a.from = a.applied + 1
@@ -134,6 +142,9 @@ func (n *node) applyMore() {
 	a.busy = true
 	if a.early = n.s.dice.disk.Uint32()&1 == 0; a.early {
 		n.applyBatch(a.from, a.to)
+		if n.ill {
+			return
+		}
 	}
 	n.after(n.s.dice.disk.Int64N(int64(400*time.Microsecond)), event{what: evApplied, a: a.gen})
 }
@@ -142,6 +153,11 @@ func (n *node) applyBatch(from, to record.Seq) {
 	for q := from; q <= to; q++ {
 		rec := n.journal.os.get(q)
 		if !n.s.applying(n, q, rec) {
+			return
+		}
+		if rec.Kind.ChangesImage() && n.refuses(takesRoom(rec)) {
+			n.image.apply(rec, n.s.dice.sick.IntN(int(rec.Length/sectorBytes)+1))
+			n.writeFails()
 			return
 		}
 		n.image.apply(rec, -1)
@@ -157,6 +173,9 @@ func (n *node) applyEnd(gen uint64) {
 	}
 	if !a.early {
 		n.applyBatch(a.from, a.to)
+		if n.ill {
+			return
+		}
 	}
 	for q := a.from; q <= a.to && len(a.missed) > 0; q++ {
 		if slices.Contains(a.missed, q) {
@@ -183,7 +202,7 @@ func (n *node) checkpoint(asked bool) {
 	if !asked {
 		y.armed = false
 	}
-	if y.busy {
+	if y.busy || n.ill {
 		return
 	}
 	if asked {
@@ -197,6 +216,10 @@ func (n *node) checkpoint(asked bool) {
 func (n *node) imageSynced(seq, gen uint64) {
 	y := &n.sync
 	y.busy = false
+	if n.sick == sickSync {
+		n.syncFails()
+		return
+	}
 	n.image.endSync()
 	if gen == y.gen {
 		n.in.synced = max(n.in.synced, record.Seq(seq))

@@ -64,7 +64,7 @@ func (o *operator) ordered(s *Sim) {
 	for _, m := range s.nodes {
 		if !m.journal.os.hard.State.Epoch.IsZero() {
 			// There is one; nobody would create another, but where it is seen at once.
-			if n.up && !n.dead && n.filling == nil && !n.rep.View(n.now()).Blank && s.dice.bits.IntN(4) == 0 {
+			if n.up && !n.broken() && n.filling == nil && !n.rep.View(n.now()).Blank && s.dice.bits.IntN(4) == 0 {
 				o.next++
 				n.filling = &filling{id: o.next}
 				n.post(replica.InitStart{ID: o.next})
@@ -72,10 +72,10 @@ func (o *operator) ordered(s *Sim) {
 			return
 		}
 	}
-	if n.up && !n.dead && n.filling == nil {
+	if n.up && !n.broken() && n.filling == nil {
 		n.beginInit(initKind(s.dice.bits.IntN(3)), false)
 	}
-	if m := s.nodes[s.dice.bits.IntN(len(s.nodes))]; m != n && m.up && !m.dead && m.filling == nil {
+	if m := s.nodes[s.dice.bits.IntN(len(s.nodes))]; m != n && m.up && !m.broken() && m.filling == nil {
 		m.beginInit(initFrom, true)
 	}
 }
@@ -96,7 +96,7 @@ func (n *node) beginInit(kind initKind, vain bool) {
 // fill is a step of an init.
 func (n *node) fill() {
 	f, r := n.filling, n.s.dice.bits
-	if f == nil {
+	if f == nil || n.ill {
 		return
 	}
 	if f.kind == initKeep {

@@ -61,12 +61,20 @@ const (
 	ntSecond                     // the second of two promotions at once was carried out
 	ntHungCalm                   // a disk hung until it was repaired
 	ntRepaired                   // the operator did so because status said it
+	ntImageSync                  // an fsync of an image failed
+	ntCopyLost                   // one of what a resync had copied
+	ntImageWrite                 // a write to an image failed
+	ntImageFull                  // an image had no room for one
+	ntImageRead                  // an image could not be read, and its server failed
+	ntReadTold                   // a client was told that its read failed
+	ntBlind                      // a resync waited for sectors that could not be read
 	notables
 )
 
 var notableNames = [notables]string{"two lines", "accepted loss", "wrong old-master-dead", "promoted against the warning",
 	"split brain named", "split brain resolved", "resolve refused", "committed records set aside",
-	"created by init", "init refused", "crash in init", "record mended", "record not mended", "failed at a record", "second promotion", "hung into the calm", "hung disk repaired"}
+	"created by init", "init refused", "crash in init", "record mended", "record not mended", "failed at a record", "second promotion", "hung into the calm", "hung disk repaired",
+	"image fsync failed", "fsync of a resync failed", "image write failed", "image full", "image read failed", "client told of failed read", "resync waited for a bad sector"}
 
 func (m *Marks) note(t notable) { m.things[t]++ }
 
@@ -103,6 +111,9 @@ var must = func() (list [faults][states]bool) {
 	list[fTwo][stLost], list[fTwo][stFollowing] = true, true
 	for _, st := range []state{stFollowing, stServing, stWriting, stLost, stCatchUp} {
 		list[fRot][st] = true
+	}
+	for _, st := range []state{stFollowing, stServing, stWriting, stLost, stCatchUp, stResync, stSuspended} {
+		list[fSickImage][st] = true
 	}
 	list[fResolve][stLost], list[fResolve][stServing] = true, true
 	return list

@@ -38,11 +38,13 @@ type node struct {
 	paused    bool
 	pausedTo  int64
 	nextTick  replica.Time
-	tickAt    int64 // the earliest evTick on the heap
-	sickDisk  bool  // the next fsync fails
-	dead      bool  // the journal failed
-	slowTo    int64 // the disk is slow until then
-	hungTo    int64 // no fsync ends before
+	tickAt    int64    // the earliest evTick on the heap
+	sickDisk  bool     // the next fsync fails
+	dead      bool     // the journal failed
+	sick      sickness // of the image's disk
+	ill       bool     // the image failed
+	slowTo    int64    // the disk is slow until then
+	hungTo    int64    // no fsync ends before
 	app       applier
 	sync      syncing
 	copying   copying
@@ -179,6 +181,10 @@ func (n *node) start() {
 	saved.Forgot = n.markFile.forgot(&saved, &n.journal)
 	if saved.Hard.State.Epoch.IsZero() && n.image.val != [sectorsMax]uint64{} && saved.Forgot == "" {
 		saved.Unlike = "the image has content, and the journal knows nothing of it"
+	}
+	n.image.evict(n, false)
+	if n.sick == sickFull {
+		saved.Image = wire.Room{Bytes: 1, At: saved.Hard.Checkpoint}
 	}
 	n.rep = replica.New(n.config(), saved, n.now())
 	n.app.missed = saved.Missed

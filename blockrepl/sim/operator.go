@@ -46,7 +46,7 @@ type said struct {
 // order gives the command of fault f, at n or where it belongs.
 func (o *operator) order(s *Sim, f fault, n *node) {
 	r := s.dice.oper
-	if !n.up || n.dead {
+	if !n.up || n.broken() {
 		return
 	}
 	o.next++
@@ -96,7 +96,7 @@ func (o *operator) set(s *Sim, n *node) {
 	if st, _ := s.newest(); !st.Epoch.IsZero() && r.IntN(8) > 0 {
 		n = s.nodes[index(st.Master)]
 	}
-	if !n.up || n.dead {
+	if !n.up || n.broken() {
 		return
 	}
 	policy, keep := pick(r, wire.Suspend, wire.Continue), pick[int64](r, 0, 1<<10, 8<<10, 1<<30)
@@ -113,7 +113,7 @@ func (o *operator) two(s *Sim, n *node) {
 		return
 	}
 	m := s.nodes[r.IntN(len(s.nodes))]
-	if m == n || !m.up || m.dead {
+	if m == n || !m.up || m.broken() {
 		return
 	}
 	s.hit(fTwo, n)
@@ -130,7 +130,7 @@ func (o *operator) two(s *Sim, n *node) {
 // second is the other operator's command.
 func (o *operator) second(s *Sim, n *node) {
 	r := s.dice.oper
-	if s.calm || n.dead {
+	if s.calm || n.broken() {
 		return
 	}
 	o.next++
@@ -148,7 +148,7 @@ func (o *operator) second(s *Sim, n *node) {
 		s.tell(n.i, "promote, the other of two")
 		o.beside = o.next
 		n.post(replica.Promote{ID: o.next})
-	case !at.up || at.dead:
+	case !at.up || at.broken():
 	case k == 3:
 		o.forget(s, at, false)
 	case k == 4:

@@ -14,6 +14,12 @@ type Options struct {
 	Length   time.Duration // of the time of faults; 0: drawn
 	Restless bool          // masterships change hands all the time
 	Marks    *Marks        // counts fault × state; nil: not wanted
+
+	// KeepCache: a resync compares what the page cache shows of sectors that a failed
+	// fsync has written in vain (failSync), as the kernel keeps it over a restart of the
+	// process. Equal bytes are not copied then, and the disk never gets them: a hole that is
+	// known (seed 1672). Otherwise a resync finds what the disk holds.
+	KeepCache bool
 }
 
 // profile is what a seed decides about a whole schedule. Each schedule has only
@@ -42,7 +48,11 @@ type profile struct {
 	careless        bool    // the operator does what loses writes
 	init            bool    // images hold something, and the operator creates the volume
 	uneven          bool    // each start draws its server's peer_timeout
+
+	sick time.Duration // between failures of images; 0: none (drawSick)
 }
+
+func (o *Options) off(f fault) bool { return slices.Contains(o.Off, f.String()) }
 
 func pick[T any](r *rand.Rand, list ...T) T { return list[r.IntN(len(list))] }
 

@@ -26,8 +26,11 @@ const copyWindow = 4 * sectorBytes
 func (n *node) order(o *replica.ResyncOrder) {
 	ask := n.copying.ask
 	n.copying = copying{ask: ask}
-	if o.Stop {
+	if o.Stop || n.ill {
 		return
+	}
+	if !n.s.cached {
+		n.image.evict(n, true)
 	}
 	n.mixed++
 	n.image.size = int(o.Size / sectorBytes)
@@ -47,7 +50,7 @@ func (n *node) copyNext() {
 // copyStep asks for the next window, or ends.
 func (n *node) copyStep(ev *event) {
 	c := &n.copying
-	if !c.active || ev.a != c.ask || c.saving {
+	if !c.active || ev.a != c.ask || c.saving || n.ill {
 		return
 	}
 	if n.paused {
@@ -61,6 +64,10 @@ func (n *node) copyStep(ev *event) {
 		return
 	}
 	q := &wire.HashQuery{Epoch: c.order.Epoch, ID: c.ask, Offset: c.offset, Block: sectorBytes, Length: min(copyWindow, c.order.Size-c.offset)}
+	if n.image.blind(int(q.Offset/sectorBytes), int(q.Length/sectorBytes)) {
+		n.failImage(ntImageRead)
+		return
+	}
 	for i := range q.Length / sectorBytes {
 		q.Hashes = append(q.Hashes, n.image.val[c.offset/sectorBytes+i])
 	}
@@ -70,8 +77,12 @@ func (n *node) copyStep(ev *event) {
 
 // answer compares as the master. The number is taken after the look.
 func (n *node) answer(from int8, session uint64, q *wire.HashQuery) {
-	if n.epoch != q.Epoch || q.Epoch.Server != n.id || n.paused {
+	if n.epoch != q.Epoch || q.Epoch.Server != n.id || n.paused || n.ill {
 		return
+	}
+	if n.image.blind(int(q.Offset/sectorBytes), len(q.Hashes)) {
+		n.s.marks.note(ntBlind)
+		return // it comes again
 	}
 	d := &wire.ExtentData{Epoch: q.Epoch, ID: q.ID, Offset: q.Offset, Length: q.Length, Applied: n.image.seq}
 	for i, h := range q.Hashes {
@@ -93,7 +104,7 @@ func (n *node) answer(from int8, session uint64, q *wire.HashQuery) {
 // copied takes the master's answer.
 func (n *node) copied(session uint64, d *wire.ExtentData) {
 	c := &n.copying
-	if !c.active || session != c.order.Session || d.Epoch != c.order.Epoch || d.ID != c.ask || d.Offset != c.offset || c.saving {
+	if !c.active || session != c.order.Session || d.Epoch != c.order.Epoch || d.ID != c.ask || d.Offset != c.offset || c.saving || n.ill {
 		return
 	}
 	for i := range d.Chunks {
@@ -101,6 +112,10 @@ func (n *node) copied(session uint64, d *wire.ExtentData) {
 		v := uint64(0)
 		if !k.Zero {
 			v = getValue(k.Data)
+		}
+		if n.refuses(!k.Zero) {
+			n.writeFails()
+			return
 		}
 		n.image.set(int(k.Offset/sectorBytes), v)
 	}
@@ -113,6 +128,9 @@ func (n *node) copied(session uint64, d *wire.ExtentData) {
 // copySync has the image fsynced for the progress.
 func (n *node) copySync() {
 	y := &n.sync
+	if n.ill {
+		return
+	}
 	if y.busy {
 		return // copySaved begins it when the one under way ends
 	}

@@ -124,7 +124,7 @@ func (s *Sim) spoil(n *node) {
 func (s *Sim) elsewhere(n *node, rec *record.Record) bool {
 	return slices.ContainsFunc(s.nodes, func(m *node) bool {
 		got := m.journal.durable.get(rec.Seq)
-		return m != n && s.member(m) && m.up && !m.dead && !m.sickDisk && s.complete(m) &&
+		return m != n && s.member(m) && m.up && !m.unwell() && s.complete(m) &&
 			got != nil && got.Sum == rec.Sum && m.journal.spotAt(rec.Seq) == nil
 	})
 }

@@ -46,6 +46,7 @@ const (
 	evLeft                     // node n is promoted, which was left behind
 	evSecond                   // another operator gives a command at node n
 	evMend                     // node n waited for a record that it asked for
+	evSick                     // the disk of an image falls sick
 )
 
 // event is one entry of the heap. n, p, a, b and msg depend on what.
@@ -62,7 +63,7 @@ type event struct {
 // dice are the streams of random numbers, one for each part, so that a fault
 // switched off changes the others as little as possible.
 type dice struct {
-	net, disk, client, fault, oper, node, bits, time, rot *rand.Rand
+	net, disk, client, fault, oper, node, bits, time, rot, sick *rand.Rand
 }
 
 // Sim is one schedule under way.
@@ -86,6 +87,7 @@ type Sim struct {
 	oper    operator
 	truth   truth
 	marks   *Marks
+	cached  bool // Options.KeepCache
 	calm    bool // faults have stopped
 	calmAt  int64
 	quiet   int64 // no fault strikes before
@@ -152,12 +154,12 @@ func (s *Sim) fail(rule, format string, args ...any) {
 
 // New makes the schedule of a seed. Faults named in off never strike.
 func New(seed uint64, opt Options) *Sim {
-	s := &Sim{Seed: seed, marks: opt.Marks}
+	s := &Sim{Seed: seed, marks: opt.Marks, cached: opt.KeepCache}
 	if s.marks == nil {
 		s.marks = &Marks{}
 	}
 	stream := func(i uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, i)) }
-	s.dice = dice{net: stream(1), disk: stream(2), client: stream(3), fault: stream(4), oper: stream(5), node: stream(6), bits: stream(8), time: stream(11), rot: stream(12)}
+	s.dice = dice{net: stream(1), disk: stream(2), client: stream(3), fault: stream(4), oper: stream(5), node: stream(6), bits: stream(8), time: stream(11), rot: stream(12), sick: stream(13)}
 	s.prof = drawProfile(stream(7), opt)
 	s.prof.drawHarsh(stream(9), opt)
 	if opt.Restless {
@@ -190,6 +192,7 @@ func New(seed uint64, opt Options) *Sim {
 	}
 	s.at(int64(s.prof.first), event{what: evFault})
 	s.at(int64(s.prof.length), event{what: evCalm})
+	s.drawSick(opt)
 	return s
 }
 
@@ -275,7 +278,7 @@ func (s *Sim) pop() event {
 func (s *Sim) dispatch(ev *event) {
 	var n *node
 	switch ev.what {
-	case evClient, evFault, evUndo, evOperator, evCalm, evLost, evReply, evInit:
+	case evClient, evFault, evUndo, evOperator, evCalm, evLost, evReply, evInit, evSick:
 	default:
 		n = s.nodes[ev.n]
 		if ev.run != 0 && (ev.run != n.run || !n.up) {
@@ -326,6 +329,8 @@ func (s *Sim) dispatch(ev *event) {
 		s.clients[ev.n].act()
 	case evFault:
 		s.strike()
+	case evSick:
+		s.sicken()
 	case evUndo:
 		s.undo(ev)
 	case evStart:
