@@ -240,6 +240,7 @@ func (s *Sim) final() {
 	for _, n := range s.nodes {
 		n.image.evict(n, true)
 		s.whole(n, "at the end")
+		s.rested(n)
 		for q := n.journal.os.first; q <= n.journal.os.last.Seq; q++ {
 			if !s.truth.shown(n).holds(q, n.journal.os.get(q).Sum) {
 				s.fail("one order", "%v holds another record %d at the end", n.id, q)

@@ -189,6 +189,7 @@ func (s *Sim) connArrives(ev *event) {
 	}
 	k.open = true
 	c := s.clients[k.client]
+	n.opened++
 	n.post(replica.Open{Conn: k.id, Identity: c.identity, Token: k.token, Takeover: c.takeover})
 }
 
@@ -304,6 +305,7 @@ func (n *node) abort(id uint64) {
 		return
 	}
 	k.gone = true
+	n.opened--
 	n.post(replica.Gone{Conn: id})
 	n.s.at(n.s.latency(), event{what: evLost, a: id})
 }
@@ -316,6 +318,7 @@ func (s *Sim) connGone(ev *event) {
 	}
 	k.gone = true
 	if k.open {
+		n.opened--
 		n.post(replica.Gone{Conn: k.id})
 	}
 }

@@ -31,7 +31,8 @@
 //	line     one order of committed records; a second one forks off where the operator
 //	         gave something up (line.go)
 //	change   the in-sync set changes only when enough servers have noted it (change.go)
-//	oracle   what must be true at every moment, and at the end (oracle.go)
+//	oracle   what must be true at every moment, and at the end (oracle.go); that memory is
+//	         bounded (held.go)
 //
 // # Running
 //

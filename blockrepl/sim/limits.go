@@ -24,6 +24,13 @@ const (
 	// pendingMax bounds the unanswered requests of a client.
 	pendingMax = 6
 
+	// heldEvery is after how many rounds of its loop a server's memory is looked at.
+	heldEvery = 16
+	// heldOpsMax, heldLookupsMax and heldSamplesMax bound what a state machine holds of
+	// clients' changes, of questions for old sums (for each server), and of its journal's
+	// length: thrice what schedules brought about.
+	heldOpsMax, heldLookupsMax, heldSamplesMax = 300, 3, 100
+
 	// calmMax is the stated time of liveness: after the last fault, with every
 	// server running and every link possible, and with the operator doing what
 	// status asks for, every server is healthy before it has passed. Of more than two

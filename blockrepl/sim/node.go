@@ -75,6 +75,8 @@ type node struct {
 	rash    bool         // as a candidate it was told to go on without others
 	held    bool         // the operator keeps it down
 	doubt   wire.State   // the newest when it was told to be forgotten
+	looks   int          // rounds, for holding
+	opened  int          // connections that its state machine was told of and that are not gone
 	ailed   int          // how often status had named its disk then
 	failed  int          // how often it had failed when the operator looked
 	tidy    bool         // stopping in order
@@ -170,7 +172,7 @@ func (n *node) start() {
 	n.run++
 	n.up, n.paused, n.dead, n.scheduled, n.queued, n.tidy = true, false, false, false, false, false
 	n.in, n.app, n.sync, n.copying, n.cursors = inbox{}, applier{}, syncing{}, copying{}, [nodesMax]cursor{}
-	n.rash, n.filling, n.mends = false, nil, nil
+	n.rash, n.filling, n.mends, n.opened = false, nil, nil, 0
 	n.ring = n.journal.os.last.Seq + 1
 	n.rounds, n.stops = map[uint64][]uint64{}, map[uint64]bool{}
 	n.eff = replica.Effects{}
@@ -310,6 +312,9 @@ func (n *node) round() {
 	clear(in.events)
 	n.taken = in.events
 	n.finish()
+	if n.up {
+		n.s.holding(n)
+	}
 	if n.up && chance(n.s.dice.node, 0.5) {
 		n.busyUntil = n.s.now + n.s.dice.node.Int64N(int64(200*time.Microsecond))
 	}
