@@ -349,7 +349,9 @@ func (n *node) read(q *request) {
 			n.see(q)
 			return
 		}
-		n.after(int64(50*time.Millisecond), event{what: evOp, a: q.id, b: n.connOf(q)})
+		if k := n.connOf(q); k != 0 { // else the client sends it again
+			n.after(int64(50*time.Millisecond), event{what: evOp, a: q.id, b: k})
+		}
 		return
 	}
 	if n.lease != 0 && n.app.applied >= n.commit {

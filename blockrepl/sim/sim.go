@@ -197,10 +197,11 @@ func New(seed uint64, opt Options) *Sim {
 }
 
 // Run plays the schedule to its end; nil when no rule was broken.
-func (s *Sim) Run() *Failure {
+func (s *Sim) Run() (broken *Failure) {
 	defer func() {
 		if x := recover(); x != nil {
 			s.fail("no panic", "%v\n%s", x, stack())
+			broken = s.failure
 		}
 	}()
 	for s.failure == nil && !s.done() {
