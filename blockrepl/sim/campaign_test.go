@@ -43,6 +43,9 @@ func TestSchedules(t *testing.T) {
 		opt.Marks = c.marks
 		s := New(c.first+uint64(c.played), opt)
 		f := s.Run()
+		if f == nil && s.Seed%judgeEvery == 0 {
+			f = c.judge(s)
+		}
 		c.events += s.events
 		c.committed += int(s.truth.last())
 		if f != nil {
@@ -70,12 +73,26 @@ type campaign struct {
 	played int
 	failed int
 
+	judged            int // by porcupine, too
+	undecided         int // of those, within its bound
 	events, committed int
 }
 
 func (c *campaign) String() string {
-	return fmt.Sprintf("%d schedules from seed %d, %d failed, %d events, %.0f events/s, %d records committed",
-		c.played, c.first, c.failed, c.events, float64(c.events)/time.Since(c.began).Seconds(), c.committed)
+	return fmt.Sprintf("%d schedules from seed %d, %d failed, %d events, %.0f events/s, %d records committed, %d judged as registers, %d of them undecided",
+		c.played, c.first, c.failed, c.events, float64(c.events)/time.Since(c.began).Seconds(), c.committed, c.judged, c.undecided)
+}
+
+// judge has porcupine look at a schedule that broke no rule.
+func (c *campaign) judge(s *Sim) *Failure {
+	ops, decided := s.judge()
+	if ops > 0 {
+		c.judged++
+	}
+	if !decided {
+		c.undecided++
+	}
+	return s.failure
 }
 
 // fail notes a failing seed: first that it failed, then what can be found out.

@@ -354,12 +354,9 @@ func (n *node) read(q *request) {
 		}
 		return
 	}
-	if n.lease != 0 && n.app.applied >= n.commit {
-		q.value = n.image.look(q)
-		if n.now() < n.lease {
-			n.see(q)
-			return
-		}
+	if n.app.applied >= n.commit && n.now() < n.lease {
+		n.see(q)
+		return
 	}
 	n.in.reads = append(n.in.reads, q.id)
 	n.kick()

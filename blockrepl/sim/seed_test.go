@@ -43,6 +43,9 @@ func TestSeed(t *testing.T) {
 	if f := s.Run(); f != nil {
 		t.Fatal(f)
 	}
+	if s.judge(); s.failure != nil {
+		t.Fatal(s.failure)
+	}
 	t.Logf("%d events, %v virtual, %d committed", s.events, time.Duration(s.now), s.truth.last())
 }
 
