@@ -45,8 +45,8 @@ mutants:
 	go test -count=1 -tags mutants -timeout $(TESTTIME) ./blockrepl/sim -run TestMutants
 
 ## schedules: fresh random schedules against the state machines alone (SIMTIME) and against
-## whole servers in a bubble (BUBBLETIME); beside each other, and without the race detector,
-## which plays a tenth of them
+## whole servers in a bubble (BUBBLETIME), and what fixed ones must have tried; beside each
+## other, and without the race detector, which plays a tenth of them
 schedules:
 	.ci/schedules $(SIMTIME) $(BUBBLETIME)
 
