@@ -267,6 +267,9 @@ func (o *operator) oldDead(s *Sim, n *node) {
 	if !n.doubt.Epoch.IsZero() && !newerState(st, &n.doubt) {
 		return // somebody may yet hear that it is forgotten
 	}
+	if s.hopeless(n) {
+		return // with that the others' images are left out, which alone have everything
+	}
 	m := s.nodes[index(st.Master)]
 	if m == n || m.up || n.warned && !o.clear(s, n) && !o.heedless(s, n) {
 		return

@@ -76,6 +76,18 @@ func (n *node) wanting() bool {
 	})
 }
 
+// hopeless reports whether such a record is one that no other server has any more: they
+// keep what n has not acknowledged, and n's image may be behind that.
+func (s *Sim) hopeless(n *node) bool {
+	d := &n.journal.durable
+	return slices.ContainsFunc(n.journal.rot, func(p spot) bool {
+		return p.Seq > d.hard.Checkpoint && p.Seq <= d.last.Seq && !slices.ContainsFunc(s.nodes, func(m *node) bool {
+			rec := m.journal.durable.get(p.Seq)
+			return m != n && rec != nil && rec.Sum == p.Sum && m.journal.spotAt(p.Seq) == nil
+		})
+	})
+}
+
 // wanted reports whether another server than n lacks a record, which n may have.
 func (s *Sim) wanted(n *node) bool {
 	return slices.ContainsFunc(s.nodes, func(m *node) bool { return m != n && m.wanting() })
