@@ -82,15 +82,15 @@ func (d *disk) ioctl(request uint) error {
 // round ends.
 func (x *chaos) freeze(s *server) {
 	d := x.disks[s.id]
-	d.freeze(x.c.t)
+	d.freeze(x.t)
 	if x.rng.IntN(2) == 0 {
 		x.done["disk slow"]++
 		x.pass(20, 400)
-		d.thaw(x.c.t)
+		d.thaw(x.t)
 		return
 	}
 	x.done["disk hangs"]++
-	x.mend = append(x.mend, func() { d.thaw(x.c.t) })
+	x.mend = append(x.mend, func() { d.thaw(x.t) })
 }
 
 // fill leaves so little on a server's disk that the volume may take no more writes.
@@ -100,12 +100,12 @@ func (x *chaos) fill(s *server) {
 		return
 	}
 	x.done["disk full"]++
-	path := ballast(x.c.t, d.dir, int64(100+x.rng.IntN(300))<<20)
+	path := ballast(x.t, d.dir, int64(100+x.rng.IntN(300))<<20)
 	x.full[s.id] = true
 	x.mend = append(x.mend, func() {
-		d.thaw(x.c.t) // else removing it hangs
+		d.thaw(x.t) // else removing it hangs
 		if err := os.Remove(path); err != nil {
-			x.c.t.Error(err)
+			x.t.Error(err)
 		}
 		x.full[s.id] = false
 	})
@@ -126,7 +126,7 @@ func (x *chaos) replace() {
 	}
 	early := x.rng.IntN(2) == 0
 	if early {
-		s.start() // it comes back blank before anyone does anything
+		x.start(s) // it comes back blank before anyone does anything
 	}
 	if s == m {
 		what = "data of the master removed"
@@ -144,7 +144,7 @@ func (x *chaos) replace() {
 		return err == nil && v.State != blockrepl.StateSuspended, o.String()
 	})
 	if !early {
-		s.start()
+		x.start(s)
 	}
 	c.awaitHealthyWithin(time.Minute)
 }

@@ -15,17 +15,19 @@ import (
 
 // TestChaos does everything at once on real processes in network namespaces: kill
 // -9, SIGSTOP, networks cut in one direction or whole, disks that hang or are full,
-// data directories that vanish, and an operator who promotes and forgets whenever the
-// program lets him without a flag. Clients write and read all the time; what they may
-// see is checked at each read. When all is over every server becomes healthy by itself
-// and holds the same.
+// data directories that vanish, clocks that jump from one life of a server to the
+// next, and an operator who promotes and forgets whenever the program lets him without
+// a flag. Clients write and read all the time; what they may see is checked at each
+// read. When all is over every server becomes healthy by itself and holds the same.
+// Why no clock on the wall jumps here: chaos_clock_test.go.
 func TestChaos(t *testing.T) {
 	rng := newRand(t)
 	servers, policy := []string{"a", "b", "c"}[:2+min(1, rng.IntN(4))], []string{"suspend", "continue"}[rng.IntN(2)]
 	t.Logf("servers %v, on_degraded = %s", servers, policy)
 	n, disks := newNetwork(t, servers...), newDisks(t, servers...)
+	x := &chaos{t: t, disks: disks, full: map[string]bool{}, n: n, rng: rng, clocks: newClocks(t), done: map[string]int{}}
 	c := startCluster(t, setup{servers: servers, size: "16MiB", keep: "64MiB", onDegraded: policy, shared: true, peerTimeout: 500 * time.Millisecond, ioTimeout: 10 * time.Second,
-		data: func(id string) string { return disks[id].data() }, host: n.host, prefix: n.prefix, top: func(*server) string { return "insecure = true\n" }})
+		data: func(id string) string { return disks[id].data() }, host: n.host, prefix: x.prefix, top: func(*server) string { return "insecure = true\n" }})
 	h := newHistory(rng, killBlocks)
 	l := startLoad(t, h, rng, loadSetup{clients: 4, depth: 16, reads: 4, roam: true, full: true, wait: 4 * time.Second}, c.servers...)
 	t.Cleanup(func() {
@@ -35,7 +37,7 @@ func TestChaos(t *testing.T) {
 	})
 	l.awaitWrites(c, 100, soon)
 
-	x := &chaos{disks: disks, full: map[string]bool{}, c: c, n: n, h: h, rng: rng, done: map[string]int{}}
+	x.c = c
 	until := time.Now().Add(chaosTime(t))
 	for time.Now().Before(until) && !t.Failed() {
 		x.round()
@@ -50,6 +52,7 @@ func TestChaos(t *testing.T) {
 	l.awaitWrites(c, 100, time.Minute)
 	l.stop()
 	c.awaitHealthyWithin(time.Minute)
+	x.clocksShifted()
 	for _, s := range c.servers {
 		if err := h.readAll(s, ""); err != nil {
 			t.Error(err)
@@ -84,14 +87,15 @@ const replaceEvery = 8
 
 // chaos is what is broken now.
 type chaos struct {
-	c     *cluster
-	n     *network
-	h     *history
-	rng   *rand.Rand
-	disks map[string]*disk
-	full  map[string]bool // whose disk is
-	mend  []func()        // undo what this round did
-	done  map[string]int
+	t      *testing.T
+	c      *cluster
+	n      *network
+	rng    *rand.Rand
+	disks  map[string]*disk
+	full   map[string]bool // whose disk is
+	clocks bool            // servers can have clocks of their own
+	mend   []func()        // undo what this round did
+	done   map[string]int
 }
 
 // round breaks one to three things, lets an operator act, and mends them in any order.
@@ -141,7 +145,7 @@ func (x *chaos) hurt() {
 		}
 		x.done["kill -9"]++
 		x.kill(s)
-		s.start()
+		x.start(s)
 	case 1:
 		if !s.running() {
 			return
@@ -150,7 +154,7 @@ func (x *chaos) hurt() {
 		x.kill(s)
 		x.mend = append(x.mend, func() {
 			if !s.running() {
-				s.start()
+				x.start(s)
 			}
 		})
 	case 2:
@@ -181,7 +185,7 @@ func (x *chaos) hurt() {
 }
 
 func (x *chaos) kill(s *server) {
-	x.disks[s.id].thaw(x.c.t) // what hangs in a write outlives every signal
+	x.disks[s.id].thaw(x.t) // what hangs in a write outlives every signal
 	s.signal(syscall.SIGCONT)
 	s.kill()
 }
@@ -205,9 +209,9 @@ func (x *chaos) operate() {
 	case 1, 3, 6:
 		x.done[fmt.Sprintf("%s, exit status %d", what, o.code)]++
 	default:
-		x.c.t.Errorf("%s at %s: %v", what, s.id, o)
+		x.t.Errorf("%s at %s: %v", what, s.id, o)
 	}
 	if v, err := s.volume(); err == nil && (v.State == blockrepl.StateSplitBrain || v.State == blockrepl.StateFailed) {
-		x.c.t.Errorf("server %s: %s", s.id, summary(v))
+		x.t.Errorf("server %s: %s", s.id, summary(v))
 	}
 }
