@@ -17,9 +17,9 @@ import (
 // -9, SIGSTOP, networks cut in one direction or whole, disks that hang or are full,
 // data directories that vanish, clocks that jump from one life of a server to the
 // next, and an operator who promotes and forgets whenever the program lets him without
-// a flag. Clients write and read all the time; what they may see is checked at each
-// read. When all is over every server becomes healthy by itself and holds the same.
-// Why no clock on the wall jumps here: chaos_clock_test.go.
+// a flag. Clients write and read all the time, libnbd's among them; what they may see is
+// checked at each read. When all is over every server becomes healthy by itself and holds
+// the same, also as nbdcopy and QEMU read it. Why no clock on the wall jumps here: chaos_clock_test.go.
 func TestChaos(t *testing.T) {
 	rng := newRand(t)
 	servers, policy := []string{"a", "b", "c"}[:2+min(1, rng.IntN(4))], []string{"suspend", "continue"}[rng.IntN(2)]
@@ -36,8 +36,13 @@ func TestChaos(t *testing.T) {
 		}
 	})
 	l.awaitWrites(c, 100, soon)
+	x.c, x.load, x.histories = c, l, []*history{h}
+	if othersClients(t) {
+		x.libnbd = startLibnbd(l, rng)
+		x.histories = append(x.histories, x.libnbd.h)
+		x.libnbd.awaitReads(c, 20)
+	}
 
-	x.c = c
 	until := time.Now().Add(chaosTime(t))
 	for time.Now().Before(until) && !t.Failed() {
 		x.round()
@@ -49,25 +54,50 @@ func TestChaos(t *testing.T) {
 	if t.Failed() {
 		t.FailNow()
 	}
-	l.awaitWrites(c, 100, time.Minute)
-	l.stop()
-	c.awaitHealthyWithin(time.Minute)
+	x.over()
+	x.figures()
+}
+
+// over waits until all clients have gone on, stops them, and looks whether every server
+// holds what it may: through its export, by others' clients, and in its image.
+func (x *chaos) over() {
+	x.load.awaitWrites(x.c, 100, time.Minute)
+	if x.libnbd != nil {
+		x.libnbd.awaitReads(x.c, 20)
+		x.libnbd.stop()
+	}
+	x.load.stop()
+	x.c.awaitHealthyWithin(time.Minute)
 	x.clocksShifted()
-	for _, s := range c.servers {
-		if err := h.readAll(s, ""); err != nil {
-			t.Error(err)
+	for _, s := range x.c.servers {
+		for _, h := range x.histories {
+			if err := h.readAll(s, ""); err != nil {
+				x.t.Error(err)
+			}
 		}
 	}
-	c.finish()
-	for _, s := range c.servers {
-		if err := h.imageHolds(s); err != nil {
-			t.Error(err)
+	if x.libnbd != nil {
+		x.c.wholeDevice(x.histories...)
+	}
+	x.c.finish()
+	for _, s := range x.c.servers {
+		for _, h := range x.histories {
+			if err := h.imageHolds(s); err != nil {
+				x.t.Error(err)
+			}
 		}
 	}
+}
+
+func (x *chaos) figures() {
 	for _, what := range slices.Sorted(maps.Keys(x.done)) {
-		t.Logf("%4d × %s", x.done[what], what)
+		x.t.Logf("%4d × %s", x.done[what], what)
 	}
-	t.Logf("%d writes, %d refused for lack of space, %d reads, %d opens", l.writes.Load(), l.space.Load(), l.reads.Load(), l.opens.Load())
+	l := x.load
+	x.t.Logf("%d writes, %d refused for lack of space, %d reads, %d opens", l.writes.Load(), l.space.Load(), l.reads.Load(), l.opens.Load())
+	if x.libnbd != nil {
+		x.t.Log(x.libnbd.figures())
+	}
 }
 
 func chaosTime(t *testing.T) time.Duration {
@@ -85,17 +115,20 @@ func chaosTime(t *testing.T) time.Duration {
 // replaceEvery: after one round of so many a server's data directory is taken away.
 const replaceEvery = 8
 
-// chaos is what is broken now.
+// chaos is who takes part, and what is broken now.
 type chaos struct {
-	t      *testing.T
-	c      *cluster
-	n      *network
-	rng    *rand.Rand
-	disks  map[string]*disk
-	full   map[string]bool // whose disk is
-	clocks bool            // servers can have clocks of their own
-	mend   []func()        // undo what this round did
-	done   map[string]int
+	t         *testing.T
+	c         *cluster
+	load      *load
+	libnbd    *libnbdClient // nil: not installed
+	histories []*history    // of the clients
+	n         *network
+	rng       *rand.Rand
+	disks     map[string]*disk
+	full      map[string]bool // whose disk is
+	clocks    bool            // servers can have clocks of their own
+	mend      []func()        // undo what this round did
+	done      map[string]int
 }
 
 // round breaks one to three things, lets an operator act, and mends them in any order.

@@ -21,6 +21,8 @@
 //	BLOCKREPL_CHAOS=30m    how long chaos goes on (default 30s)
 //	BLOCKREPL_VM=1         also test the kernel's client, in a virtual machine
 //	BLOCKREPL_SEED=N       the seed of random tests
+//	CI=true                chaos fails, and does not go on without, where others' clients
+//	                       are not installed
 //
 // With -short each test does less; all together take about a minute.
 //

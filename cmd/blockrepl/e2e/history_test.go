@@ -19,6 +19,7 @@ const blockBytes = 4096
 // asked for before it ended; and never a mixture of two.
 type history struct {
 	salt   uint64
+	base   int64 // where block 0 begins in the volume, in bytes
 	blocks []blockHistory
 }
 
@@ -36,6 +37,9 @@ func newHistory(rng *rand.Rand, blocks int) *history {
 	}
 	return h
 }
+
+// at is where a block begins in the volume, in bytes.
+func (h *history) at(block int) int64 { return h.base + int64(block)*blockBytes }
 
 // ask gives the next version of a block.
 func (h *history) ask(block int) uint64 {
@@ -151,7 +155,7 @@ func (h *history) readAll(s *server, query string) error {
 		for i := range n {
 			floors[i] = h.floor(first + i)
 		}
-		p, err := c.read(int64(first)*blockBytes, n*blockBytes)
+		p, err := c.read(h.at(first), n*blockBytes)
 		if err != nil {
 			return fmt.Errorf("through %s: %w", s.id, err)
 		}
@@ -166,18 +170,26 @@ func (h *history) readAll(s *server, query string) error {
 
 // imageHolds checks every block in a stopped server's image.
 func (h *history) imageHolds(s *server) error {
-	f, err := os.Open(s.image())
+	if err := h.fileHolds(s.image()); err != nil {
+		return fmt.Errorf("image of %s: %w", s.id, err)
+	}
+	return nil
+}
+
+// fileHolds checks every block in a copy of the volume.
+func (h *history) fileHolds(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	p := make([]byte, blockBytes)
 	for i := range h.blocks {
-		if _, err := f.ReadAt(p, int64(i)*blockBytes); err != nil {
+		if _, err := f.ReadAt(p, h.at(i)); err != nil {
 			return err
 		}
 		if err := h.check(i, h.floor(i), p); err != nil {
-			return fmt.Errorf("image of %s: %w", s.id, err)
+			return err
 		}
 	}
 	return nil

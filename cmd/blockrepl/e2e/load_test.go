@@ -227,7 +227,7 @@ func (w *worker) batch(c *client) error {
 	writes := map[uint64]uint64{} // offset → version
 	for range w.setup.depth {
 		block := w.blocks[w.rng.IntN(len(w.blocks))]
-		off := uint64(block) * blockBytes
+		off := uint64(w.load.h.at(block))
 		if _, twice := writes[off]; twice {
 			continue
 		}
@@ -254,7 +254,7 @@ func (w *worker) batch(c *client) error {
 		if err != nil {
 			return err
 		}
-		block := int(rep.Request.Off / blockBytes)
+		block := int((int64(rep.Request.Off) - w.load.h.base) / blockBytes)
 		if rep.Errno == errnoSpace && w.setup.full {
 			w.load.space.Add(1)
 			continue
@@ -273,7 +273,7 @@ func (w *worker) batch(c *client) error {
 func (w *worker) read(c *client) error {
 	block := w.rng.IntN(len(w.load.h.blocks))
 	floor := w.load.h.floor(block)
-	p, err := c.read(int64(block)*blockBytes, blockBytes)
+	p, err := c.read(w.load.h.at(block), blockBytes)
 	if err != nil {
 		return err
 	}
