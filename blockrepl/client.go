@@ -24,6 +24,17 @@ import (
 // to be, closed without a reply, and the client asks again elsewhere.
 var ErrAborted = errors.New("connection is closed without a reply")
 
+// OldTokenError refuses a client that connects with an older token than one it has
+// written with: none of its writes would ever be numbered.
+type OldTokenError struct {
+	Identity      string
+	Token, Newest uint64
+}
+
+func (e *OldTokenError) Error() string {
+	return fmt.Sprintf("client %q has written with token %d, newer than %d", e.Identity, e.Newest, e.Token)
+}
+
 // ClientInfo says who connects.
 type ClientInfo struct {
 	Addr     string // host, for people
@@ -99,6 +110,7 @@ func opOf(o *replica.Op) *op { return (*op)(unsafe.Pointer(o)) }
 // another identity holds is offered read-only. It waits, like a read, until Size is at
 // least what any client saw before; without a master, or during a resync, for peer_timeout
 // only. ErrAborted: it failed on this server, or that took longer than the io timeout.
+// OldTokenError: the client has written with a newer token, as far as this server knows.
 func (v *Volume) Connect(ctx context.Context, info ClientInfo) (*Conn, error) {
 	if info.Gone == nil {
 		info.Gone = func() bool { return false }
@@ -127,10 +139,29 @@ func (v *Volume) Connect(ctx context.Context, info ClientInfo) (*Conn, error) {
 		return nil, v.closed()
 	}
 	c.stop = context.AfterFunc(ctx, func() { c.abandon(ErrAborted) })
-	if err := c.settle(ctx); err != nil {
+	err = c.settle(ctx)
+	if err == nil && !readOnly {
+		// Now this server has seen what the client wrote elsewhere.
+		err = v.checkToken(ctx, info)
+	}
+	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
+}
+
+// checkToken refuses a token that the master would refuse with the first write, and
+// for good: then the client could only be sent away without a word. A server that
+// nobody has told of the newer one yet lets it in, and that happens.
+func (v *Volume) checkToken(ctx context.Context, info ClientInfo) error {
+	if info.Token == 0 {
+		return nil
+	}
+	newest, err := askLoop(ctx, v, func() uint64 { return v.rep.Token(info.Identity) })
+	if err != nil || info.Token >= newest {
+		return err
+	}
+	return &OldTokenError{info.Identity, info.Token, newest}
 }
 
 // settle waits like a read, so that a server which is behind does not offer the size of
@@ -186,19 +217,22 @@ func (v *Volume) closed() error {
 }
 
 // Offers reports whether Connect would offer the volume read-only now, and who holds
-// it, if that is why.
+// it, if that is why. OldTokenError: Connect would refuse.
 func (v *Volume) Offers(ctx context.Context, info ClientInfo) (readOnly bool, holder string, err error) {
 	switch {
 	case info.ReadOnly, info.StaleOK:
 		return true, "", nil
 	case info.Takeover:
-		return false, "", nil
+		return false, "", v.checkToken(ctx, info)
 	}
 	view, err := v.view(ctx)
-	if err != nil || view.Holder == "" || view.Holder == info.Identity {
+	if err != nil {
 		return false, "", err
 	}
-	return true, view.Holder, nil
+	if view.Holder != "" && view.Holder != info.Identity {
+		return true, view.Holder, nil
+	}
+	return false, "", v.checkToken(ctx, info)
 }
 
 // FastZero reports whether zeroes of any length take this server a moment.

@@ -111,9 +111,30 @@ func TestNewerTokenDiscardsTheOlderConnection(t *testing.T) {
 		t.Errorf("write with an older token: got %v, want ErrAborted", err)
 	}
 	renewed.wantRead(0, bytes.Repeat([]byte("2"), 512))
-	late := c.connectAs(0, ClientInfo{Identity: "db", Token: 1})
-	if err := late.change(OpWrite, 0, bytes.Repeat([]byte("4"), 512), 0); !errors.Is(err, ErrAborted) {
-		t.Errorf("a new connection with an older token: got %v, want ErrAborted", err)
+}
+
+// It was let in, and its writes never got an answer.
+func TestConnectionWithAnOlderTokenIsRefused(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(0, 1)
+	c.connectAs(1, ClientInfo{Identity: "db", Token: 9}).write(0, make([]byte, 512))
+	for i := range 2 {
+		for _, info := range []ClientInfo{{Identity: "db", Token: 8}, {Identity: "db", Token: 8, Takeover: true}} {
+			conn, err := c.vol(i).Connect(t.Context(), info)
+			var old *OldTokenError
+			if !errors.As(err, &old) || *old != (OldTokenError{"db", 8, 9}) {
+				t.Errorf("server %d: connection %+v: %v, %v, want token 8 refused for 9", i, info, conn, err)
+			}
+		}
+		for _, info := range []ClientInfo{{Identity: "db", Token: 9}, {Identity: "db", Token: 10}, {Identity: "db"},
+			{Identity: "db", Token: 8, ReadOnly: true}, {Identity: "other", Token: 8, Takeover: true}} {
+			conn, err := c.vol(i).Connect(t.Context(), info)
+			if err != nil {
+				t.Errorf("server %d: connection %+v: %v", i, info, err)
+				continue
+			}
+			conn.Close()
+		}
 	}
 }
 

@@ -309,17 +309,22 @@ func (v *Volume) fail(what string, err error) {
 
 // view asks the loop for a snapshot.
 func (v *Volume) view(ctx context.Context) (replica.View, error) {
-	got := make(chan replica.View, 1)
-	if !v.in.call(func() { got <- v.rep.View(v.s.opt.Clock()) }) {
-		return replica.View{}, ErrStopped
+	return askLoop(ctx, v, func() replica.View { return v.rep.View(v.s.opt.Clock()) })
+}
+
+// askLoop has f called by the volume's loop, and waits for what it gives.
+func askLoop[T any](ctx context.Context, v *Volume, f func() T) (answer T, err error) {
+	got := make(chan T, 1)
+	if !v.in.call(func() { got <- f() }) {
+		return answer, ErrStopped
 	}
 	select {
-	case view := <-got:
-		return view, nil
+	case answer = <-got:
+		return answer, nil
 	case <-ctx.Done():
-		return replica.View{}, fmt.Errorf("volume %q: ask for its state: %w", v.name, ctx.Err())
+		return answer, fmt.Errorf("volume %q: ask for its state: %w", v.name, ctx.Err())
 	case <-v.loopDone:
-		return replica.View{}, ErrStopped
+		return answer, ErrStopped
 	}
 }
 

@@ -80,6 +80,17 @@ func (r *Replica) Holder() string {
 	return ""
 }
 
+// Token is the highest token that an identity has written with, as applied; 0: none.
+func (r *Replica) Token(identity string) uint64 {
+	if len(identity) > identityMax {
+		identity = identity[:identityMax]
+	}
+	if i, ok := r.table.find(identity); ok {
+		return r.table.Entries[i].Token
+	}
+	return 0
+}
+
 // View says how the volume is doing here.
 func (r *Replica) View(now Time) View {
 	r.now = max(r.now, now)

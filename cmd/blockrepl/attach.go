@@ -25,7 +25,9 @@ func attachCommand() *cli.Command {
 serves it, and stays: when the connection dies it connects to the next one and
 hands the new socket to the kernel. What was not answered is sent again there; a
 mounted file system waits and sees no error. Each connection carries a newer token,
-so that what is stuck in the old server can never be written any more.
+so that what is stuck in the old server can never be written any more. It is the time
+of day. Where a client of this name had a clock that was ahead, a new start goes on
+above that; a program that reconnects then says that requests wait, and why.
 
 Needs root, the nbd module (modprobe nbd) and Linux 5.12 or later. The kernel
 speaks plain TCP: over networks that are not trusted use a tunnel. Without the
@@ -43,7 +45,8 @@ EXAMPLES:
 
 EXIT STATUS:
    0 detached   1 an error, or no NBD driver in this kernel, or still in use at the end
-   2 wrong usage   3 refused: another client holds the volume`,
+   2 wrong usage   3 refused: another client holds the volume, or one of this name
+   has written with a token beyond all bounds`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "client", Usage: "this client's `NAME`, equal on every attach (default: the host's name)"},
 			&cli.BoolFlag{Name: "takeover", Usage: "take the volume from the client that holds it"},
@@ -67,19 +70,20 @@ const (
 // attachment is one device kept attached.
 //
 // Invariant: token grows with every connection, also over restarts of this
-// program while the host's clock does not go back by more than it was down.
+// program: by the clock, and where that went back by what the servers know.
 type attachment struct {
-	device  string
-	index   int // of the device
-	volume  string
-	servers []Addr
-	client  string
-	flags   *cli.Context
-	out     io.Writer
-	kernel  *nbdKernel
-	token   uint64
-	next    int   // index in servers to try first
-	size    int64 // bytes, of the first connection
+	device   string
+	index    int // of the device
+	volume   string
+	servers  []Addr
+	client   string
+	flags    *cli.Context
+	out      io.Writer
+	kernel   *nbdKernel
+	token    uint64
+	attached bool  // a server has let this program in
+	next     int   // index in servers to try first
+	size     int64 // bytes, of the first connection
 }
 
 func attach(c *cli.Context) error {
@@ -195,6 +199,7 @@ func (a *attachment) reconnect(ctx context.Context) error {
 // until one serves the volume. With once it gives up after the first round: then
 // the operator is there to read why.
 func (a *attachment) dialAny(ctx context.Context, once bool) (*nbdConn, error) {
+	told := false
 	for pause := attachRetryFirst; ; pause = min(2*pause, attachRetryMost) {
 		var errs []error
 		for range a.servers {
@@ -202,16 +207,27 @@ func (a *attachment) dialAny(ctx context.Context, once bool) (*nbdConn, error) {
 			a.next = (a.next + 1) % len(a.servers)
 			conn, err := a.dial(ctx, server)
 			if err == nil {
+				a.attached = true
 				return conn, nil
 			}
 			errs = append(errs, fmt.Errorf("attach: %s: %w", server, err))
 		}
+		err := errors.Join(errs...)
+		var old *oldTokenError
+		refused := errors.As(err, &old)
 		if once {
-			code := exitError
-			if errors.Is(errors.Join(errs...), errHeld) {
-				code = exitRefused
+			f := &failure{code: exitError, err: err}
+			if refused {
+				f.code, f.next = exitRefused, "attach with another --client and --takeover"
 			}
-			return nil, &failure{code: code, err: errors.Join(errs...)}
+			if errors.Is(err, errHeld) {
+				f.code = exitRefused
+			}
+			return nil, f
+		}
+		if refused && !told {
+			told = true
+			fmt.Fprintf(a.out, "%v\n%s\n", err, a.superseded())
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -229,9 +245,11 @@ var errHeld = errors.New("offers the volume read-only, another client holds it: 
 func (a *attachment) dial(ctx context.Context, server Addr) (*nbdConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachDialWait)
 	defer cancel()
-	// Nanoseconds since 1970 grow over restarts as well.
-	a.token = max(a.token+1, uint64(time.Now().UnixNano()))
+	a.nextToken()
 	conn, err := dialNBD(ctx, server, a.exportName(), a.flags.Duration("silence"))
+	if a.raiseToken(err) {
+		conn, err = dialNBD(ctx, server, a.exportName(), a.flags.Duration("silence"))
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,8 @@ const (
 	nbdRepAck      = 1
 	nbdRepInfo     = 3
 	nbdRepErrorBit = 1 << 31
-	// nbdRepTLSRequired and nbdRepUnknown are the errors that an operator meets.
+	// nbdRepPolicy, nbdRepTLSRequired and nbdRepUnknown are the errors that an operator meets.
+	nbdRepPolicy      = nbdRepErrorBit + 2
 	nbdRepTLSRequired = nbdRepErrorBit + 5
 	nbdRepUnknown     = nbdRepErrorBit + 6
 	nbdInfoExport     = 0
@@ -118,6 +119,8 @@ func negotiateNBD(c io.ReadWriter, export string) (info nbdInfo, err error) {
 			return info, errors.New("the server wants TLS, which the kernel's driver does not speak: use a tunnel, nbdfuse or QEMU")
 		case kind == nbdRepUnknown:
 			return info, errors.New("the server has no such volume")
+		case kind == nbdRepPolicy && readOldToken(string(data)) != nil:
+			return info, readOldToken(string(data))
 		case kind&nbdRepErrorBit != 0:
 			return info, fmt.Errorf("refused (NBD error %d): %q", kind&^nbdRepErrorBit, data)
 		}

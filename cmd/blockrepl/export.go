@@ -119,6 +119,10 @@ func clientError(err error) error {
 	if errors.Is(err, blockrepl.ErrAborted) || errors.Is(err, blockrepl.ErrStopped) {
 		return fmt.Errorf("%w: %w", nbd.ErrHang, err)
 	}
+	var old *blockrepl.OldTokenError
+	if errors.As(err, &old) {
+		return fmt.Errorf("%w: %w", nbd.ErrNotPermitted, oldTokenRefusal(old))
+	}
 	return err
 }
 
