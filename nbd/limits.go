@@ -57,7 +57,7 @@ const (
 	// logBurst and logEvery bound the log lines that clients can cause, comings and goings apart from refusals: logBurst at
 	// once, then one each logEvery. What was left out is counted in the next line.
 	logBurst = 20
-	logEvery = time.Second
+	logEvery = 10 * time.Second
 )
 
 // Limits are the bounds an operator may set. Zero means the default.
