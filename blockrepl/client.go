@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -132,7 +133,7 @@ func (v *Volume) Connect(ctx context.Context, info ClientInfo) (*Conn, error) {
 		return nil, err
 	}
 	if holder != "" {
-		v.logr.Warn("volume is held by another client; offered read-only", "holder", holder, "client", info.Identity, "addr", info.Addr)
+		v.say(slog.LevelWarn, "volume is held by another client; offered read-only", "holder", holder, "client", info.Identity, "addr", info.Addr)
 	}
 	c := &Conn{v: v, info: info, since: v.s.opt.Wall(), gone: make(chan struct{}), readOnly: readOnly}
 	if !v.clients.add(c) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"syscall"
@@ -145,7 +146,7 @@ func (cs *clients) abort(id uint64, reason string) {
 	if c == nil {
 		return
 	}
-	cs.v.logr.Info("client is sent away without a reply", "client", c.info.Identity, "addr", c.info.Addr, "reason", reason)
+	cs.v.say(slog.LevelInfo, "client is sent away without a reply", "client", c.info.Identity, "addr", c.info.Addr, "reason", reason)
 	c.cutOff(reason)
 }
 
@@ -170,6 +171,7 @@ func (v *Volume) runSweep() {
 			return
 		case <-t.C:
 			v.clients.sweep(v.s.opt.Clock())
+			v.sayLate()
 		}
 	}
 }
@@ -201,7 +203,7 @@ func (cs *clients) sweep(now replica.Time) {
 	}
 	cs.mu.Unlock()
 	for c, at := range late {
-		cs.v.logr.Warn("request waited too long; closing the connection without a reply",
+		cs.v.say(slog.LevelWarn, "request waited too long; closing the connection without a reply",
 			"client", c.info.Identity, "addr", c.info.Addr, "waited", now.Sub(at))
 		c.cutOff(fmt.Sprintf("a request has waited for %v", now.Sub(at)))
 	}

@@ -1,7 +1,12 @@
 package blockrepl
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal/record"
@@ -86,12 +91,62 @@ func (v *Volume) position(seq record.Seq) (record.Pos, error) {
 	return log.Position(seq)
 }
 
-// note writes a state change to the log and to the recent events.
+// note writes a state change to the log and to the recent events. Those that come again
+// and again are left out but for the newest (quiet): a peer's states as one kind, so that
+// the last one written is the present one.
 func (v *Volume) note(n *replica.Note) {
+	level := slog.LevelInfo
 	if n.Warn {
-		v.logr.Warn(n.Text, n.Args...)
-	} else {
-		v.logr.Info(n.Text, n.Args...)
+		level = slog.LevelWarn
 	}
-	v.s.events.add(v.s.opt.Wall(), v.name, n)
+	at := v.s.opt.Wall()
+	v.quiet.say(v.s.opt.Clock(), kindOf(n.Text, n.Args), func(left int) {
+		args := unlogged(n.Args, left)
+		v.logr.Log(context.Background(), level, n.Text, args...)
+		v.s.events.add(at, v.name, &replica.Note{Text: n.Text, Args: args, Warn: n.Warn})
+	})
+}
+
+// say writes a line to the log, bounded in the same way.
+func (v *Volume) say(level slog.Level, text string, args ...any) {
+	v.quiet.say(v.s.opt.Clock(), kindOf(text, args), func(left int) {
+		v.logr.Log(context.Background(), level, text, unlogged(args, left)...)
+	})
+}
+
+// kindOf is what of lines counts as the same: the text, and the peer that it is about.
+func kindOf(text string, args []any) string {
+	if strings.HasPrefix(text, peerIs) {
+		text = peerIs
+	}
+	for i := 0; i+1 < len(args); i += 2 {
+		if args[i] == "peer" {
+			return fmt.Sprint(text, " ", args[i+1])
+		}
+	}
+	return text
+}
+
+// peerIs begins the notes of a peer's states.
+const peerIs = "peer is "
+
+func unlogged(args []any, left int) []any {
+	if left == 0 {
+		return args
+	}
+	return append(slices.Clone(args), "unlogged", left)
+}
+
+// sayLate writes what has waited its time. The loop does it, which writes most of it:
+// the newest line of a kind comes last.
+func (v *Volume) sayLate() {
+	if writes := v.quiet.due(v.s.opt.Clock(), false); len(writes) > 0 {
+		v.in.call(func() { callAll(writes) })
+	}
+}
+
+func callAll(fs []func()) {
+	for _, f := range fs {
+		f()
+	}
 }

@@ -80,6 +80,18 @@ const (
 	holdBackMin    = time.Second
 	holdBackMax    = time.Minute
 	blameForgotten = 5 * time.Minute
+	// flapLife is how long a link must have lived to count as one that held; flapMany in
+	// a row that did not are told as such, then once in flapEvery, in place of their
+	// comings and goings. A server that is stopped and started again breaks up to three.
+	flapLife  = 30 * time.Second
+	flapMany  = 5
+	flapEvery = time.Minute
+	// quietBurst and quietEvery bound the log lines and events of a volume of one kind:
+	// so many pass, then the newest in each quietEvery. quietKeys bounds the kinds that
+	// are counted; of more each line passes.
+	quietBurst = 12
+	quietEvery = time.Minute
+	quietKeys  = 256
 	// swapQuiet is how long it is not told again that another data directory answers
 	// under a server's id.
 	swapQuiet = time.Minute

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,7 @@ type link struct {
 	peer    *peerLink
 	session uint64
 	inc     record.Incarnation
+	up      replica.Time
 	conn    net.Conn
 	raw     net.Conn      // below TLS: closing it never waits
 	heard   atomic.Int64  // replica.Time of the last bytes from the peer
@@ -43,9 +45,9 @@ type link struct {
 	reason  string // set once, before the connection is closed
 }
 
-func (l *link) log(text string, args ...any) {
+func (l *link) log(level slog.Level, text string, args ...any) {
 	args = append([]any{"peer", l.peer.id.String(), "session", l.session}, args...)
-	l.links.s.opt.Logger.Info(text, args...)
+	l.links.s.opt.Logger.Log(context.Background(), level, text, args...)
 }
 
 // close ends the link for the given reason; the first one counts.
@@ -78,7 +80,7 @@ func (l *link) leave() {
 // run is the link's life, from the handshake to LinkDown.
 func (l *link) run() {
 	volumes := l.links.s.volumes
-	l.log("link up", "addr", l.conn.RemoteAddr().String(), "incarnation", l.inc.String())
+	l.log(l.peer.upLevel(), "link up", "addr", l.conn.RemoteAddr().String(), "incarnation", l.inc.String())
 	var others sync.WaitGroup
 	quit := make(chan struct{})
 	for _, v := range volumes {
@@ -97,7 +99,7 @@ func (l *link) run() {
 	l.close(l.read())
 	close(quit)
 	others.Wait()
-	l.log("link down", "reason", l.reason)
+	l.down()
 	for _, v := range volumes {
 		v.in.post(replica.LinkDown{Peer: l.peer.id, Session: l.session, Reason: l.reason})
 	}
@@ -108,7 +110,7 @@ func (l *link) run() {
 // upLater lets a volume use the link that has closed several before. What the other
 // side said to it meanwhile was dropped, so it is asked to begin anew.
 func (l *link) upLater(v *Volume, d time.Duration, quit chan struct{}) {
-	v.logr.Warn("volume closed the link again and again; it waits before it uses the new one", "peer", l.peer.id.String(), "wait", d)
+	v.say(slog.LevelWarn, "volume closed the link again and again; it waits before it uses the new one", "peer", l.peer.id.String(), "wait", d)
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -202,6 +204,7 @@ func (l *link) watch(quit chan struct{}) {
 		if now.Sub(replica.Time(l.spoke.Load())) >= timeout {
 			l.out.control(0, &wire.Heartbeat{})
 		}
+		l.holds(now)
 	}
 }
 

@@ -43,9 +43,13 @@ type peerLink struct {
 
 	installing sync.Mutex // one link at a time takes the place of another
 
-	mu      sync.Mutex
-	trouble string // why there is no link, as it was logged; "" when there is one
-	why     error  // the last error of that kind
+	mu sync.Mutex
+	// told is when each kind of trouble was logged that keeps links from coming up; empty
+	// when there is one that holds.
+	told    map[string]replica.Time
+	trouble string // the kind of the last one
+	why     error  // the last one; nil when there is a link
+	flaps   flaps
 	// inc is the data directory that answered last, swapAt when a change of it was
 	// told: two servers that take turns are not told each time.
 	inc    record.Incarnation
@@ -386,6 +390,9 @@ func (p *peerLink) admit(ls *links, inc record.Incarnation) error {
 		Reason: fmt.Sprintf("two servers are called %s: incarnation %s is linked, %s wants to be; give one another id", p.id, old.inc, inc)}
 }
 
+// newerLink is why a link ends that another one replaces.
+const newerLink = "a newer link"
+
 // install makes conn the link of p, after the present one has ended.
 func (p *peerLink) install(ls *links, raw, conn net.Conn, inc record.Incarnation) (*link, error) {
 	p.installing.Lock()
@@ -395,19 +402,22 @@ func (p *peerLink) install(ls *links, raw, conn net.Conn, inc record.Incarnation
 	}
 	now := ls.s.opt.Clock()
 	if old := p.cur.Load(); old != nil {
-		old.close("a newer link")
+		old.close(newerLink)
 		<-old.done
 	}
 	if ls.ctx.Err() != nil {
 		return nil, ErrStopped
 	}
-	l := &link{links: ls, peer: p, session: ls.sessions.Add(1), inc: inc, conn: conn, raw: raw, done: make(chan struct{}), written: make(chan struct{})}
+	l := &link{links: ls, peer: p, session: ls.sessions.Add(1), inc: inc, up: now, conn: conn, raw: raw, done: make(chan struct{}), written: make(chan struct{})}
 	l.heard.Store(int64(now))
 	l.spoke.Store(int64(now))
 	l.out.init(l.close)
 	p.cur.Store(l)
 	p.mu.Lock()
-	p.trouble, p.why = "", nil
+	p.why = nil
+	if !p.flaps.going {
+		p.told = nil
+	}
 	was := p.inc
 	p.inc = inc
 	tell := was != record.Incarnation{} && was != inc && (p.swapAt == 0 || now.Sub(p.swapAt) >= swapQuiet)
@@ -425,7 +435,8 @@ func (p *peerLink) install(ls *links, raw, conn net.Conn, inc record.Incarnation
 	return l, nil
 }
 
-// troubled logs why there is no link, once for each kind of trouble.
+// troubled logs why there is no link, once for each kind of trouble, and once more when
+// another kind came between, or links that broke, and that a minute ago.
 func (p *peerLink) troubled(ls *links, err error) {
 	if ls.ctx.Err() != nil {
 		return
@@ -439,8 +450,20 @@ func (p *peerLink) troubled(ls *links, err error) {
 	case errors.As(err, &dial) && dial.Op == "dial":
 		kind = "server not reached" // news when it was: it may be starting, then refuse our certificate
 	}
+	now := ls.s.opt.Clock()
 	p.mu.Lock()
-	news := p.trouble != kind
+	if p.flaps.going && now.Sub(p.flaps.last) >= flapEvery {
+		p.flaps.over() // not even that any more
+		p.told = nil
+	}
+	at, told := p.told[kind]
+	news := !told || p.trouble != kind && now.Sub(at) >= flapEvery
+	if p.told == nil {
+		p.told = map[string]replica.Time{}
+	}
+	if news {
+		p.told[kind] = now
+	}
 	p.trouble, p.why = kind, err
 	p.mu.Unlock()
 	if news {
@@ -450,19 +473,14 @@ func (p *peerLink) troubled(ls *links, err error) {
 	}
 }
 
-// why is what came of the last attempt to link to a server, "" while there is a link
-// or where the other one makes it.
-func (ls *links) why(id record.ServerID) string {
-	p := ls.peers[id]
-	if p == nil || p.cur.Load() != nil {
-		return ""
+// status says for status what keeps links to a server from coming up or from holding, ""
+// while one holds or where the other server makes them, and how many have broken soon
+// after they were up.
+func (ls *links) status(id record.ServerID) (trouble string, flaps uint64) {
+	if p := ls.peers[id]; p != nil {
+		return p.status(ls.s.opt.Clock())
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.why == nil {
-		return ""
-	}
-	return p.why.Error()
+	return "", 0
 }
 
 // sleep waits; false when ctx ended.

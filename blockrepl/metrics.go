@@ -35,9 +35,10 @@ var (
 	descPeerLagB  = metric("peer_lag_bytes", "Their bytes.", "volume", "peer")
 	descRing      = metric("ring_bytes", "Memory that holds recent records.")
 	descFree      = metric("journal_free_bytes", "Bytes that the journal may still promise.")
+	descFlaps     = metric("peer_link_flaps_total", "Links to the peer that broke soon after they were up.", "peer")
 	descDisk      = metric("journal_disk_bytes", "Bytes that the journal takes on disk.")
 	allDescs      = []*prometheus.Desc{descState, descMaster, descSize, descNumber, descInSync, descMembers, descJournal, descClients,
-		descCounter, descClientOps, descResync, descDiffer, descPeerUp, descPeerLag, descPeerLagB, descRing, descFree, descDisk}
+		descCounter, descClientOps, descResync, descDiffer, descPeerUp, descPeerLag, descPeerLagB, descFlaps, descRing, descFree, descDisk}
 	volumeStates = []VolumeState{StateHealthy, StateDegraded, StateCatchingUp, StateResyncing, StateSuspended, StateDiverged, StateSplitBrain, StateFailed}
 )
 
@@ -62,6 +63,10 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	st := m.s.Status(context.Background())
 	for i := range st.Volumes {
 		m.volume(&st.Volumes[i], gauge, ch)
+	}
+	for id := range m.s.links.peers {
+		_, n := m.s.links.status(id)
+		ch <- prometheus.MustNewConstMetric(descFlaps, prometheus.CounterValue, float64(n), id.String())
 	}
 	gauge(descRing, float64(m.s.ring.used.Load()))
 	gauge(descFree, float64(m.s.journal.Free()))

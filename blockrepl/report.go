@@ -51,7 +51,7 @@ func (v *Volume) Status(ctx context.Context) VolumeStatus {
 	}
 	fillView(&st, &view)
 	for i := range view.Peers {
-		st.Peers[i].Link = v.s.links.why(view.Peers[i].Server)
+		st.Peers[i].Link, st.Peers[i].LinkFlaps = v.s.links.status(view.Peers[i].Server)
 	}
 	if v.full.Load() {
 		st.State, st.Reason, st.Next = StateSuspended, diskFull, v.makeRoom()

@@ -81,7 +81,7 @@ type PeerStatus struct {
 	Server     string  `json:"server"`
 	State      string  `json:"state"` // down, probe, catch-up, live, resync
 	Reason     string  `json:"reason"`
-	Link       string  `json:"link"`     // why there is no link, as this server found; "" when there is one
+	Link       string  `json:"link"`     // why there is no link, as this server found, or none that holds; "" when there is one
 	SinceMilli int64   `json:"since_ms"` // how long it has been in this state
 	InSync     bool    `json:"in_sync"`
 	Durable    uint64  `json:"durable"`
@@ -89,6 +89,7 @@ type PeerStatus struct {
 	LagRecords uint64  `json:"lag_records"`
 	LagBytes   int64   `json:"lag_bytes"`
 	LagSeconds float64 `json:"lag_seconds"`
+	LinkFlaps  uint64  `json:"link_flaps"` // links to it that broke soon after they were up, since this server's start
 }
 
 // ResyncStatus is how far the copying of the image is.

@@ -93,6 +93,7 @@ type Volume struct {
 	failed   atomic.Pointer[string] // why, once it has failed
 	broken   chan struct{}          // closed when it has
 	blind    unreadable
+	quiet    quiet // of what is written again and again
 }
 
 // newVolume opens what a volume has on this server; nothing runs yet. With an error the
@@ -390,6 +391,7 @@ func (v *Volume) stop(running bool) {
 		close(v.sweepEnd)
 		v.wg.Wait()
 	}
+	callAll(v.quiet.due(v.s.opt.Clock(), true))
 	v.results.close()
 	v.ring.clear()
 	if v.img == nil {
