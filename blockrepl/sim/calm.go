@@ -200,7 +200,11 @@ func (s *Sim) done() bool {
 		return false
 	}
 	if s.events%64 == 0 && s.healthy() {
-		return true
+		if s.wellAt == 0 {
+			s.wellAt = s.now
+		}
+		// What clients gave up is answered still: frames of it are under way.
+		return s.now > s.wellAt+int64(restMost) || !slices.ContainsFunc(s.nodes, func(n *node) bool { return s.left(n) != "" })
 	}
 	if s.now > s.calmAt+int64(s.calmMost()) {
 		for _, n := range s.nodes {
@@ -240,7 +244,9 @@ func (s *Sim) final() {
 	for _, n := range s.nodes {
 		n.image.evict(n, true)
 		s.whole(n, "at the end")
-		s.rested(n)
+		if what := s.left(n); what != "" {
+			s.fail("memory is bounded", "nothing is under way, and %v holds %s", n.id, what)
+		}
 		for q := n.journal.os.first; q <= n.journal.os.last.Seq; q++ {
 			if !s.truth.shown(n).holds(q, n.journal.os.get(q).Sum) {
 				s.fail("one order", "%v holds another record %d at the end", n.id, q)

@@ -37,6 +37,8 @@ const (
 	// servers each may have to be forgotten by itself, one status after another.
 	calmMax       = 12 * time.Second
 	calmForServer = 4 * time.Second
+	// restMost is how long a healthy cluster may still hold something of what was under way.
+	restMost = 10 * peerTimeout
 	// carelessMax is calmMax where the operator was careless, who has more to repair.
 	carelessMax = 30 * time.Second
 	// operatorLook is how often the operator looks at status in the calm.

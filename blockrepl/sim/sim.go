@@ -90,6 +90,7 @@ type Sim struct {
 	cached  bool // Options.KeepCache
 	calm    bool // faults have stopped
 	calmAt  int64
+	wellAt  int64 // when all were healthy after it for the first time
 	quiet   int64 // no fault strikes before
 	failure *Failure
 	trace   [traceMax]trace
