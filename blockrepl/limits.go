@@ -95,6 +95,9 @@ const (
 	// swapQuiet is how long it is not told again that another data directory answers
 	// under a server's id.
 	swapQuiet = time.Minute
+	// lackedMax bounds the volumes of which it is told that another server counts on
+	// this one, which lacks them; further ones are told to that server alone.
+	lackedMax = 64
 	// backoffMin and backoffMax bound the wait before a link is tried again; the
 	// wait doubles from one to the other and is drawn between its half and itself.
 	backoffMin = 50 * time.Millisecond

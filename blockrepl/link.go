@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -151,8 +152,11 @@ func (l *link) read() string {
 
 func (l *link) dispatch(f wire.Frame) {
 	v := l.links.s.byTag[f.Tag]
-	if v == nil {
-		return // a keep-alive, or a volume that this server does not have
+	if v == nil { // a keep-alive, or a volume that this server does not have
+		if g, ok := f.Message.(*wire.Greeting); ok {
+			l.lacks(f.Tag, g)
+		}
+		return
 	}
 	switch m := f.Message.(type) {
 	case *wire.HashQuery:
@@ -173,6 +177,24 @@ func (l *link) dispatch(f wire.Frame) {
 		v.in.receive(replica.Received{Peer: l.peer.id, Session: l.session, Msg: m}, recordBytes(m.Records))
 	default:
 		v.in.receive(replica.Received{Peer: l.peer.id, Session: l.session, Msg: m}, 0)
+	}
+}
+
+// lacks tells the other server, which counts on this one for a volume, that it is not
+// there: dropped without a word, it would be taken for one that is silent.
+func (l *link) lacks(tag uint64, g *wire.Greeting) {
+	members := g.State.Members
+	if g.UUID.IsZero() { // of a blank server: what its configuration says
+		members = g.Servers
+	}
+	self := l.links.s.opt.ID
+	if wire.Tag(g.Name) != tag || !slices.Contains(members, self) {
+		return
+	}
+	l.out.control(tag, &wire.Leaving{Reason: fmt.Sprintf("volume %q is not in the configuration of server %s", g.Name, self)})
+	if l.peer.counts(g.Name) {
+		l.links.s.opt.Logger.Warn("another server counts on this one for a volume that is not in the configuration: add it, or correct the list of its servers there",
+			"peer", l.peer.id.String(), "volume", g.Name)
 	}
 }
 

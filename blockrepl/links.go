@@ -55,6 +55,7 @@ type peerLink struct {
 	inc    record.Incarnation
 	swapAt replica.Time
 	blamed map[*Volume]blamed
+	lacked []string // volumes that it counts on this server for, which lacks them; at most lackedMax
 }
 
 func newLinks(s *Server) *links {
@@ -377,6 +378,18 @@ func (ls *links) shake(raw net.Conn, p *peerLink) (*link, error) {
 		p = ls.peers[theirs.Server]
 	}
 	return p.install(ls, raw, conn, theirs.Incarnation)
+}
+
+// counts notes that p counts on this server for a volume that is not here, and reports
+// whether that is news.
+func (p *peerLink) counts(volume string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if slices.Contains(p.lacked, volume) || len(p.lacked) == lackedMax {
+		return false
+	}
+	p.lacked = append(p.lacked, volume)
+	return true
 }
 
 // admit refuses a second server of p's id while the first one is heard: in the

@@ -80,7 +80,10 @@ func (v *Volume) openImage(saved *replica.Saved, expect *expected) error {
 	known := !saved.Hard.State.Epoch.IsZero()
 	size := v.opt.Size
 	if known {
-		size = sizeOf(saved)
+		if size = sizeOf(saved); size != v.opt.Size {
+			v.logr.Info("the volume has another size than the configuration names, which counts at its creation only; `blockrepl resize` changes it",
+				"bytes", size, "configured", v.opt.Size)
+		}
 	}
 	o := image.Options{Path: v.opt.Image, Size: size, Create: true, Grow: expect.short}
 	if known {
