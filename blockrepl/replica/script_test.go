@@ -36,6 +36,7 @@ import (
 //	resolve a, resize a N, stop a, init-start a, init a
 //	set a [suspend] [continue] [keep N]
 //	forge a b ack EPOCH N [bad-sum] [other-incarnation]   as a, to b
+//	forge a b beat EPOCH LAST COMMIT
 //	space a N                 so many bytes are free
 //	lose a N                  its journal, stopped, ends with number N
 //	spoil a N…                records of its journal cannot be read, and nobody has them
@@ -285,13 +286,17 @@ func (s *script) fsync(n *node) {
 	}
 }
 
-// forge sends b an acknowledgement in a's name.
+// forge sends b an acknowledgement or a heartbeat in a's name.
 func (s *script) forge(a, b *node, args []string) {
 	e, err := record.ParseEpoch(args[1])
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	q := record.Seq(s.number(args[2]))
+	if args[0] == "beat" {
+		b.step(Received{a.id, b.links[a.id], &wire.Heartbeat{Epoch: e, Last: q, Commit: record.Seq(s.number(args[3]))}})
+		return
+	}
 	ack := &wire.Ack{Epoch: e, Incarnation: a.cfg.Incarnation, Durable: record.Pos{Seq: q}}
 	ack.Durable.Sum, _ = b.r.sums.at(q)
 	if slices.Contains(args, "bad-sum") {

@@ -322,10 +322,10 @@ func (r *Replica) offer(p *peer, rec *record.Record) bool {
 
 // accept appends the next record if it continues our past.
 func (r *Replica) accept(p *peer, rec *record.Record) bool {
-	if rec.Prev != r.last.Sum || rec.Epoch.Compare(r.hard.Following) > 0 || rec.Volume != r.hard.State.UUID {
-		r.warn("master sends a record that does not continue ours", "peer", p.id.String(), "seq", uint64(rec.Seq), "epoch", rec.Epoch.String())
+	if why := r.strays(rec); why != "" {
+		r.warn("master sends a record that does not continue ours", "peer", p.id.String(), "seq", uint64(rec.Seq), "epoch", rec.Epoch.String(), "reason", why)
 		r.s.window.clear()
-		r.closeLink(p, fmt.Sprintf("record %d of epoch %v follows %016x; ours ends at %v", rec.Seq, rec.Epoch, rec.Prev, r.last))
+		r.closeLink(p, why)
 		return false
 	}
 	r.push(rec)
@@ -333,6 +333,19 @@ func (r *Replica) accept(p *peer, rec *record.Record) bool {
 		r.found(rec)
 	}
 	return true
+}
+
+// strays says why the next record does not continue our past, or "".
+func (r *Replica) strays(rec *record.Record) string {
+	switch {
+	case rec.Volume != r.hard.State.UUID:
+		return fmt.Sprintf("record %d is of volume %v; ours is %v", rec.Seq, rec.Volume, r.hard.State.UUID)
+	case rec.Epoch.Compare(r.hard.Following) > 0:
+		return fmt.Sprintf("record %d is of epoch %v; %v is followed here", rec.Seq, rec.Epoch, r.hard.Following)
+	case rec.Prev != r.last.Sum:
+		return fmt.Sprintf("record %d of epoch %v follows %016x; ours ends at %v", rec.Seq, rec.Epoch, rec.Prev, r.last)
+	}
+	return ""
 }
 
 // askMissing requests the gap before the lowest early record.
@@ -417,6 +430,10 @@ func (r *Replica) onHeartbeat(p *peer, h *wire.Heartbeat) {
 		default: // alive, but not joined: a server that says nothing would be taken for dead and never be joined
 			r.send(p, &wire.HeartbeatAck{Ack: wire.Ack{Epoch: h.Epoch, Incarnation: r.cfg.Incarnation}, SentAt: h.SentAt})
 		}
+		return
+	}
+	if h.Commit > h.Last {
+		r.closeLink(p, fmt.Sprintf("it calls number %d committed; by its own word its last is %d", h.Commit, h.Last))
 		return
 	}
 	r.s.beat = h
