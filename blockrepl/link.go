@@ -33,6 +33,7 @@ type link struct {
 	session uint64
 	inc     record.Incarnation
 	up      replica.Time
+	version uint16 // of the protocol, as agreed; there is only one yet, so nothing depends on it
 	conn    net.Conn
 	raw     net.Conn      // below TLS: closing it never waits
 	heard   atomic.Int64  // replica.Time of the last bytes from the peer
@@ -81,7 +82,7 @@ func (l *link) leave() {
 // run is the link's life, from the handshake to LinkDown.
 func (l *link) run() {
 	volumes := l.links.s.volumes
-	l.log(l.peer.upLevel(), "link up", "addr", l.conn.RemoteAddr().String(), "incarnation", l.inc.String())
+	l.log(l.peer.upLevel(), "link up", "addr", l.conn.RemoteAddr().String(), "incarnation", l.inc.String(), "version", l.version)
 	var others sync.WaitGroup
 	quit := make(chan struct{})
 	for _, v := range volumes {

@@ -111,6 +111,12 @@ func (c *cluster) hostile(i int, id string) net.Conn {
 
 // dial opens a link to server i as another server would.
 func (c *cluster) dial(i int, id string) (net.Conn, error) {
+	conn, _, err := c.dialSpeaking(i, id, wire.OldestVersion, wire.Version)
+	return conn, err
+}
+
+// dialSpeaking does that as one that speaks these versions, and gives the agreed one.
+func (c *cluster) dialSpeaking(i int, id string, oldest, newest uint16) (net.Conn, uint16, error) {
 	c.t.Helper()
 	conn, err := net.Dial("tcp", c.addrs[i].Addr)
 	if err != nil {
@@ -120,10 +126,10 @@ func (c *cluster) dial(i int, id string) (net.Conn, error) {
 	if err := conn.SetDeadline(time.Now().Add(testTimeout)); err != nil {
 		c.t.Fatal(err)
 	}
-	side := wire.Side{Known: []record.ServerID{c.addrs[i].ID}, Hello: wire.Hello{VersionMin: wire.OldestVersion, VersionMax: wire.Version,
+	side := wire.Side{Known: []record.ServerID{c.addrs[i].ID}, Hello: wire.Hello{VersionMin: oldest, VersionMax: newest,
 		Server: mustID(id), Incarnation: record.Incarnation{1}, Nonce: wire.Nonce{1}, Cluster: "lab"}}
-	_, _, err = wire.Dial(conn, &side)
-	return conn, err
+	_, version, err := wire.Dial(conn, &side)
+	return conn, version, err
 }
 
 // closed waits until the other side closes the connection.
@@ -214,6 +220,34 @@ func TestForeignClusterIsRefused(t *testing.T) {
 	})
 	// Bug: the status said no more than that there is no link yet.
 	c.await(0, "why there is no link", func(s VolumeStatus) bool { return strings.Contains(s.Peers[0].Link, "cluster") })
+}
+
+// A server of the next release speaks this one's version, too; one of the release after
+// that does not.
+func TestNewerServerIsTakenByTheCommonVersionOrRefusedForIt(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	c.start(1)
+	conn, version, err := c.dialSpeaking(1, "a", wire.Version, wire.Version+1)
+	if err != nil || version != wire.Version {
+		t.Fatalf("a server of versions %d and %d: version %d, %v", wire.Version, wire.Version+1, version, err)
+	}
+	r := wire.NewReader(conn) // it is spoken with
+	f, err := r.Next()
+	for err == nil && f.Tag != wire.Tag("vol0") {
+		f, err = r.Next()
+	}
+	if _, ok := f.Message.(*wire.Greeting); !ok || err != nil {
+		t.Fatalf("got %T, %v, want a greeting", f.Message, err)
+	}
+	if l := c.servers[1].links.peers[mustID("a")].cur.Load(); l == nil || l.version != wire.Version {
+		t.Errorf("the link is %+v, want version %d", l, wire.Version)
+	}
+	conn.Close()
+	var refused *wire.RefusedError
+	_, _, err = c.dialSpeaking(1, "a", wire.Version+1, wire.Version+1)
+	if !errors.As(err, &refused) || refused.Cause != wire.CauseVersion || !strings.Contains(err.Error(), "upgrade the older one") {
+		t.Errorf("a server of version %d alone: %v, want to be refused for it", wire.Version+1, err)
+	}
 }
 
 func TestSilentLinkIsClosed(t *testing.T) {

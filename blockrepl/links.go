@@ -363,7 +363,7 @@ func (ls *links) shake(raw net.Conn, p *peerLink) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	theirs, _, err := shake(conn, &side)
+	theirs, version, err := shake(conn, &side)
 	if err != nil {
 		return nil, err
 	}
@@ -377,7 +377,7 @@ func (ls *links) shake(raw net.Conn, p *peerLink) (*link, error) {
 	if p == nil {
 		p = ls.peers[theirs.Server]
 	}
-	return p.install(ls, raw, conn, theirs.Incarnation)
+	return p.install(ls, &link{raw: raw, conn: conn, inc: theirs.Incarnation, version: version})
 }
 
 // counts notes that p counts on this server for a volume that is not here, and reports
@@ -406,10 +406,11 @@ func (p *peerLink) admit(ls *links, inc record.Incarnation) error {
 // newerLink is why a link ends that another one replaces.
 const newerLink = "a newer link"
 
-// install makes conn the link of p, after the present one has ended.
-func (p *peerLink) install(ls *links, raw, conn net.Conn, inc record.Incarnation) (*link, error) {
+// install makes l the link of p, after the present one has ended.
+func (p *peerLink) install(ls *links, l *link) (*link, error) {
 	p.installing.Lock()
 	defer p.installing.Unlock()
+	inc := l.inc
 	if err := p.admit(ls, inc); err != nil {
 		return nil, err
 	}
@@ -421,7 +422,9 @@ func (p *peerLink) install(ls *links, raw, conn net.Conn, inc record.Incarnation
 	if ls.ctx.Err() != nil {
 		return nil, ErrStopped
 	}
-	l := &link{links: ls, peer: p, session: ls.sessions.Add(1), inc: inc, up: now, conn: conn, raw: raw, done: make(chan struct{}), written: make(chan struct{})}
+	l.links, l.peer, l.session = ls, p, ls.sessions.Add(1)
+	l.up = now
+	l.done, l.written = make(chan struct{}), make(chan struct{})
 	l.heard.Store(int64(now))
 	l.spoke.Store(int64(now))
 	l.out.init(l.close)
