@@ -95,6 +95,9 @@ const (
 	// swapQuiet is how long it is not told again that another data directory answers
 	// under a server's id.
 	swapQuiet = time.Minute
+	// clockQuiet is how long it is not told again that a certificate is not valid yet,
+	// or no more: anyone may show one.
+	clockQuiet = time.Hour
 	// lackedMax bounds the volumes of which it is told that another server counts on
 	// this one, which lacks them; further ones are told to that server alone.
 	lackedMax = 64

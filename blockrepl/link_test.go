@@ -98,6 +98,28 @@ func TestCertificateOfAnotherServerIsRefused(t *testing.T) {
 	}
 }
 
+// A clock that is behind refuses certificates that are younger than it. Bug: the server
+// that was dialled said nothing, and the other one only that its certificate is bad.
+func TestClockBehindCertificatesIsNamed(t *testing.T) {
+	for i, wrong := range []string{"a", "b"} { // a dials
+		t.Run(wrong, func(t *testing.T) {
+			keys := newTestKeys(t)
+			var told atomic.Int64
+			c := newCluster(t, 2, nil)
+			c.change = func(o *Options) {
+				o.TLS = keys.config(o.ID.String())
+				if o.ID == mustID(wrong) {
+					o.TLS.Time = func() time.Time { return time.Now().Add(-365 * 24 * time.Hour) }
+				}
+				countLines(o, wrong, "if this host's clock is wrong", &told)
+			}
+			c.start(0, 1)
+			c.await(i, "the clock in the log", func(VolumeStatus) bool { return told.Load() > 0 })
+			c.await(0, "the clock in the status", func(s VolumeStatus) bool { return strings.Contains(s.Peers[0].Link, "clock") })
+		})
+	}
+}
+
 // hostile opens a connection to server i's door for peers and does the handshake
 // as server id.
 func (c *cluster) hostile(i int, id string) net.Conn {

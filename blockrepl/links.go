@@ -2,6 +2,7 @@ package blockrepl
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -30,6 +31,8 @@ type links struct {
 	sessions atomic.Uint64
 	ln       net.Listener
 	shaking  shaking
+	clock    sync.Mutex
+	clockAt  replica.Time    // when a certificate's time was last told; guarded by clock
 	ctx      context.Context // the server's life
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
@@ -233,6 +236,7 @@ func (ls *links) accept() {
 			l, err := ls.shake(conn, nil)
 			ls.shaking.leave(conn) // it may not have got as far as a link
 			if err != nil {
+				err = withClock(err)
 				conn.Close()
 				ls.refused(conn.RemoteAddr().String(), err)
 				return
@@ -283,7 +287,45 @@ func (ls *links) refused(addr string, err error) {
 			return
 		}
 	}
+	if ls.outOfTime(err) {
+		ls.s.opt.Logger.Warn("link not accepted", "addr", addr, "err", err)
+		return
+	}
 	ls.s.opt.Logger.Debug("link not accepted", "addr", addr, "err", err)
+}
+
+// outOfTime reports whether err speaks of a certificate's time and that was not told
+// for a while: the side that dialled hears no more than that it is refused.
+func (ls *links) outOfTime(err error) bool {
+	if !expired(err) {
+		return false
+	}
+	ls.clock.Lock()
+	defer ls.clock.Unlock()
+	now := ls.s.opt.Clock()
+	if ls.clockAt != 0 && now.Sub(ls.clockAt) < clockQuiet {
+		return false
+	}
+	ls.clockAt = now
+	return true
+}
+
+// expired reports whether a certificate of err's handshake is not valid yet, or no more.
+func expired(err error) bool {
+	var invalid x509.CertificateInvalidError
+	return errors.As(err, &invalid) && invalid.Reason == x509.Expired
+}
+
+// withClock says, of a handshake that failed by a certificate, that a clock may be why.
+func withClock(err error) error {
+	var alert *net.OpError
+	switch {
+	case expired(err):
+		return fmt.Errorf("%w; if this host's clock is wrong set it, else renew the certificate: blockrepl cert", err)
+	case errors.As(err, &alert) && alert.Op == "remote error":
+		return fmt.Errorf("%w; the other server refused the TLS handshake, and its log says why: if it does not take this one's certificate, its clock may be wrong", err)
+	}
+	return err
 }
 
 // knock dials a server that dials this one, once: what comes of it is that one's to
@@ -332,7 +374,7 @@ func (ls *links) dialOnce(p *peerLink) error {
 	l, err := ls.shake(conn, p)
 	if err != nil {
 		conn.Close()
-		return fmt.Errorf("open a link to server %s at %s: %w", p.id, p.addr, err)
+		return fmt.Errorf("open a link to server %s at %s: %w", p.id, p.addr, withClock(err))
 	}
 	l.run()
 	return nil

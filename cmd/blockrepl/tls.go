@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // serverFiles are the names below a directory that `blockrepl cert` made.
@@ -50,22 +51,25 @@ func peerTLS(c *PeerTLSConfig, cluster string) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("peer_tls: %w", err)
 	}
-	return &tls.Config{
+	cfg := &tls.Config{
 		Certificates: []tls.Certificate{pair},
 		MinVersion:   tls.VersionTLS13,
 		ClientAuth:   tls.RequireAnyClientCert,
 		// Verification is not skipped, it is done below, the same way on both ends.
 		InsecureSkipVerify: true,
 		RootCAs:            roots,
-		VerifyConnection: func(s tls.ConnectionState) error {
-			_, err := verifyPeer(s.PeerCertificates, roots, cluster)
-			return err
-		},
-	}, nil
+		Time:               time.Now,
+	}
+	cfg.VerifyConnection = func(s tls.ConnectionState) error {
+		_, err := verifyPeer(s.PeerCertificates, roots, cluster, cfg.Time())
+		return err
+	}
+	return cfg, nil
 }
 
-// verifyPeer checks the chain and gives the id of the server that it names.
-func verifyPeer(chain []*x509.Certificate, roots *x509.CertPool, cluster string) (id string, err error) {
+// verifyPeer checks the chain, at the given time, and gives the id of the server that it
+// names.
+func verifyPeer(chain []*x509.Certificate, roots *x509.CertPool, cluster string, now time.Time) (id string, err error) {
 	if len(chain) == 0 {
 		return "", errors.New("peer shows no certificate")
 	}
@@ -74,7 +78,7 @@ func verifyPeer(chain []*x509.Certificate, roots *x509.CertPool, cluster string)
 		intermediates.AddCert(c)
 	}
 	leaf := chain[0]
-	_, err = leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	_, err = leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	if err != nil {
 		return "", fmt.Errorf("certificate of peer %q: %w", leaf.Subject.CommonName, err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"path/filepath"
@@ -93,6 +94,30 @@ func TestPeersAcceptOnlyServersOfTheirCluster(t *testing.T) {
 	}
 }
 
+// Wall time decides nothing, but whether a certificate is valid.
+func TestClockThatIsWrongRefusesPeersCertificates(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	pki := makePKI(t, "lab", "--server", "a=h", "--server", "b=h")
+	for _, c := range []struct {
+		wrong time.Duration
+		want  string // "": accepted
+	}{
+		{-year, "before"}, {-30 * time.Minute, ""}, {year, ""}, {6 * year, "after"},
+	} {
+		a, b := peerOf(t, pki, roleServer, "a", "lab"), peerOf(t, pki, roleServer, "b", "lab")
+		b.Time = func() time.Time { return time.Now().Add(c.wrong) }
+		s, _ := handshake(t, b, a)
+		_, d := handshake(t, a, b)
+		for _, err := range []error{s, d} {
+			var invalid x509.CertificateInvalidError
+			if c.want == "" && err != nil ||
+				c.want != "" && (!errors.As(err, &invalid) || invalid.Reason != x509.Expired || !strings.Contains(err.Error(), "current time") || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("a clock that is wrong by %v: %v, want %q", c.wrong, err, c.want)
+			}
+		}
+	}
+}
+
 func TestServerCertificateNamesItsIdForPeersAndItsHostsForClients(t *testing.T) {
 	dir := makePKI(t, "lab", "--server", "a=host-a,10.0.0.1")
 	cfg := peerOf(t, dir, roleServer, "a", "lab")
@@ -170,7 +195,7 @@ func TestTLSFilesThatAreWrongAreNamed(t *testing.T) {
 			t.Errorf("got %v, want an error with %q", err, name)
 		}
 	}
-	if _, err := verifyPeer(nil, nil, "lab"); err == nil {
+	if _, err := verifyPeer(nil, nil, "lab", time.Now()); err == nil {
 		t.Error("no certificate: want an error")
 	}
 	if got := asFailure(errors.New("x")).code; got != exitError {
