@@ -105,6 +105,12 @@ func TestOldMastersTailIsSetAside(t *testing.T) {
 	if sum, ok := a.r.sums.at(tail.Seq); ok && sum == tail.Sum {
 		t.Fatalf("record %v survived on the old master", tail)
 	}
+	if len(a.aside) != 1 || a.aside[0].Pos() != tail {
+		t.Fatalf("set aside: %v, want record %v alone", a.aside, tail)
+	}
+	if b.aside != nil || c.node("c").aside != nil {
+		t.Errorf("set aside on b: %v, on c: %v, want nothing", b.aside, c.node("c").aside)
+	}
 	// The client's connection lives, so the write is asked for anew.
 	a.mustComplete(op)
 	for _, n := range c.nodes {

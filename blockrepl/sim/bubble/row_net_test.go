@@ -2,6 +2,7 @@ package bubble
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -114,6 +115,67 @@ func TestHungMasterIsReplacedAndItsStaleWriteNeverWins(t *testing.T) {
 	})
 }
 
+// The old master was dead for hours; another one was promoted, and has gone on: within
+// what is kept, or beyond it.
+func TestOldMasterThatReturnsAfterHoursFollows(t *testing.T) {
+	for _, keep := range []int64{0, 4 << 10} {
+		t.Run([]string{"by records", "by a resync"}[min(keep, 1)], func(t *testing.T) {
+			inBubble(t, seedOf(), 3, func(w *world) {
+				w.volume.Keep = keep
+				w.bootAll()
+				cl := w.client(0, "db1")
+				defer cl.leave(false)
+				w.awaitHealthy()
+				a, b := w.machines[0], w.machines[1]
+				cl.moveTo(a)
+				for range 5 {
+					cl.must(cl.place())
+				}
+				w.awaitHealthy()
+				w.isolate(a, true)
+				lost := cl.begin(3, 2) // in a's journal alone
+				time.Sleep(time.Second)
+				last, _ := a.status()
+				a.crash(100)
+				w.takeOver(b)
+				cl.moveTo(b)
+				cl.answered(lost) // sent again
+				if st, _ := b.status(); len(st.InSync) == 3 {
+					w.forget(b, a)
+				}
+				for range 600 {
+					cl.must(cl.place())
+					time.Sleep(12 * time.Second)
+				}
+				w.isolate(a, false)
+				if err := a.boot(); err != nil {
+					w.fatalf("a does not start: %v", err)
+				}
+				w.stays("b is the master, a follows", 5*time.Second, func() bool {
+					now, ok := a.status()
+					st, _ := b.status()
+					return ok && now.Role == "slave" && st.Role == "master"
+				})
+				w.awaitHealthy()
+				st, _ := a.status()
+				if st.Master != "b" || st.Role != "slave" {
+					w.errorf("a came back as %s under %s", st.Role, st.Master)
+				}
+				aside := func(q blockrepl.QuarantineStatus) bool {
+					return q.First <= last.Last && q.Last == last.Last && q.Epoch == last.Epoch
+				}
+				if !slices.ContainsFunc(st.Quarantines, aside) {
+					w.errorf("a has set aside %+v, want number %d of epoch %s", st.Quarantines, last.Last, last.Epoch)
+				}
+				if n := w.logged("a", "resync begins"); (n > 0) != (keep > 0) {
+					w.errorf("a was resynced %d times, with %d bytes kept", n, st.KeepBytes)
+				}
+				w.end()
+			})
+		})
+	}
+}
+
 // The first copy of a write lies in a slave that cannot reach the master; the
 // client writes elsewhere what the first copy must not revert.
 func TestForwardStalledInASlaveNeverRevertsNewerWrites(t *testing.T) {
@@ -141,6 +203,7 @@ func TestOneWayPartitionsHeal(t *testing.T) {
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			row(t, func(w *world, a, b, c *machine, cl *client) {
+				down := w.logged(way.to, "link down")
 				w.net.block(way.from, way.to, true)
 				var open []*operation
 				for range 6 {
@@ -148,7 +211,15 @@ func TestOneWayPartitionsHeal(t *testing.T) {
 					time.Sleep(time.Second)
 				}
 				open = unanswered(open)
-				if strings.HasPrefix(way.name, "slave to slave") && len(open) > 0 {
+				if w.logged(way.to, "link down") == down {
+					w.errorf("%s has not noticed that %s is silent", way.to, way.from)
+				}
+				switch st, _ := a.status(); {
+				case !strings.HasPrefix(way.name, "slave to slave"):
+					if st.State != blockrepl.StateSuspended || len(open) < 5 {
+						w.errorf("a is %s, %d of 6 writes wait; want them to", st.State, len(open))
+					}
+				case len(open) > 0:
 					w.errorf("%d writes wait for a link that they do not need", len(open))
 				}
 				w.net.block(way.from, way.to, false)

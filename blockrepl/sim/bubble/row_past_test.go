@@ -61,21 +61,55 @@ func TestRestoredOldCopyIsNotBelieved(t *testing.T) {
 	}
 }
 
-// The whole data directory, or only the journal, is deleted.
+// The whole data directory, or only the journal, is deleted; or the image is lost, and an
+// empty file in its place. The server is not believed before it was forgotten and
+// resynced: neither promoted nor waited for in vain, and what it has not is not read.
 func TestServerWithoutItsPastIsResynced(t *testing.T) {
-	for _, what := range []string{dataDir, dataDir + "/journal", imagePath} {
-		t.Run(path.Base(what), func(t *testing.T) {
+	for _, lost := range []struct {
+		what   string
+		itself blockrepl.VolumeState // what b says of itself
+		why    string                // what a says of b
+	}{
+		{dataDir, blockrepl.StateSuspended, "its data directory was replaced"},
+		{dataDir + "/journal", blockrepl.StateDiverged, "it acknowledged in"},
+		{imagePath, blockrepl.StateDiverged, "its own marks say"},
+	} {
+		t.Run(path.Base(lost.what), func(t *testing.T) {
 			row(t, func(w *world, a, b, c *machine, cl *client) {
+				w.await("b's image holds what was written", answerMax, func() bool { // else it has nothing to lose
+					st, ok := b.status()
+					return ok && st.Checkpoint == st.Last
+				})
 				b.crash(100)
-				if err := b.mem.RemoveAll(what); err != nil {
-					w.fatalf("remove %s: %v", what, err)
+				if lost.what == imagePath {
+					f, err := b.mem.Create(imagePath, vfs.WriteCategoryUnspecified)
+					if err != nil || f.Close() != nil {
+						w.fatalf("empty the image: %v", err)
+					}
+				} else if err := b.mem.RemoveAll(lost.what); err != nil {
+					w.fatalf("remove %s: %v", lost.what, err)
 				}
 				if err := b.boot(); err != nil {
 					w.fatalf("b does not start: %v", err)
 				}
 				time.Sleep(3 * time.Second)
+				w.stays("b is not believed", 5*time.Second, func() bool {
+					st, _ := a.status()
+					own, ok := b.status()
+					w.tell("b is %s: %s; a says: %s", own.State, own.Reason, st.Reason)
+					return ok && own.State == lost.itself && st.State == blockrepl.StateSuspended &&
+						strings.Contains(st.Reason, lost.why) && strings.Contains(st.Next, "forget vol0 b")
+				})
+				var rep blockrepl.PromoteReport
+				if err := b.command("promote", blockrepl.PromoteRequest{OldMasterDead: true}, &rep); err == nil && rep.Allowed {
+					w.errorf("b was promoted without its past: %+v", rep)
+				}
+				o := cl.begin(0, 8)
+				if err, ok := o.wait(2 * time.Second); ok {
+					w.errorf("a write was answered (%v) while a server in sync is not believed", err)
+				}
 				w.obeyed()
-				cl.must(0, 8)
+				cl.answered(o)
 				w.end()
 			})
 		})
@@ -146,14 +180,7 @@ func TestBitRotInAJournalNeverReachesAnImage(t *testing.T) {
 					m.crash(100)
 					damage(w, m, record.Seq(int(st.Last)-2*back))
 					if err := m.boot(); err != nil {
-						// Refused as a whole is right if it names the damage; the operator
-						// begins anew.
-						w.tell("%s refuses to start: %v", m.name, err)
-						if !strings.Contains(err.Error(), "record") && !strings.Contains(err.Error(), "corrupt") {
-							w.errorf("the refusal does not name the damage: %v", err)
-						}
-						m.mem = vfs.NewCrashableMem()
-						w.bootAll()
+						w.fatalf("%s does not start beside a damaged record: %v", m.name, err)
 					}
 					time.Sleep(3 * time.Second)
 					w.obeyed()
