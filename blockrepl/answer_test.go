@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/image"
+	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
@@ -120,6 +122,55 @@ func TestHolesCostAResyncNothing(t *testing.T) {
 	read, err := a.compare(queryOf(t, im, resyncWindow), &wire.ExtentData{})
 	if err != nil || read != chunkBytes {
 		t.Errorf("%d bytes were read, %v; want %d", read, err, chunkBytes)
+	}
+}
+
+// While clients write a resync or a verify reads no more of the image than its budget;
+// else as much as it can.
+func TestClientsWorkGoesBeforeAnswersToAResync(t *testing.T) {
+	const answers = 36
+	mine := record.Epoch{Counter: 5, Server: mustID("a")}
+	im, err := image.Open(image.Options{Path: filepath.Join(t.TempDir(), "image"), Size: resyncWindow, Create: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	if err := im.Apply([]image.Change{{Kind: record.KindWrite, Len: resyncWindow, Data: bytes.Repeat([]byte("x"), resyncWindow)}}); err != nil {
+		t.Fatal(err)
+	}
+	q := queryOf(t, im, resyncWindow)
+	q.Epoch = mine
+	for _, c := range []struct {
+		what string
+		ago  time.Duration // since a client wrote, at each answer
+		want time.Duration
+	}{
+		{"clients write", 0, (answers*resyncWindow - queryMax) * time.Second / resyncBusy},
+		{"clients wrote a second ago", time.Second, 0},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				clock := func() replica.Time { return replica.Time(time.Now().UnixNano()) }
+				v := &Volume{s: &Server{opt: Options{ID: mustID("a"), Clock: clock}}, img: im}
+				v.epoch.Store(&mine)
+				v.stale.Store(true)
+				v.app = newApplier(v, 0)
+				v.answer.init(v)
+				defer v.answer.cancel()
+				l := &link{peer: &peerLink{id: mustID("b")}}
+				l.out.init(func(why string) { t.Errorf("link closed: %s", why) })
+				began := time.Now()
+				for range answers {
+					v.busyAt.Store(int64(clock().Add(-c.ago)))
+					if err := v.answer.answer(l, q); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if took := time.Since(began).Round(time.Millisecond); took != c.want || len(l.out.queue) != answers {
+					t.Errorf("%d answers in %v, want %d in %v", len(l.out.queue), took, answers, c.want)
+				}
+			})
+		})
 	}
 }
 
