@@ -29,6 +29,7 @@ func readDoc(t *testing.T, name string) string {
 type names struct {
 	files    []string
 	declared map[string]bool
+	in       map[string]map[string]bool // by file
 }
 
 // declaration finds those at the top, and in groups and structs.
@@ -36,7 +37,7 @@ var declaration = regexp.MustCompile(`(?m)^(?:(?:func (?:\([^)]*\) )?|type |var 
 
 func sourceNames(t *testing.T) names {
 	t.Helper()
-	n := names{declared: map[string]bool{}}
+	n := names{declared: map[string]bool{}, in: map[string]map[string]bool{}}
 	err := filepath.WalkDir(repository, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() && d.Name() == ".git" {
 			return errorOrSkip(err)
@@ -50,9 +51,12 @@ func sourceNames(t *testing.T) names {
 			return nil
 		}
 		text, err := os.ReadFile(path)
+		here := map[string]bool{}
 		for _, m := range declaration.FindAllSubmatch(text, -1) {
-			n.declared[string(m[1])+string(m[2])] = true // one of them is empty
+			name := string(m[1]) + string(m[2]) // one of them is empty
+			n.declared[name], here[name] = true, true
 		}
+		n.in[filepath.ToSlash(rel)] = here
 		return err
 	})
 	if err != nil {
@@ -78,6 +82,16 @@ func (n *names) hasFile(name string) bool {
 	return false
 }
 
+// has reports whether a file whose path ends in file declares name.
+func (n *names) has(file, name string) bool {
+	for path, here := range n.in {
+		if here[name] && (path == file || strings.HasSuffix(path, "/"+file)) {
+			return true
+		}
+	}
+	return false
+}
+
 // hasDir reports whether word is a package.
 func (n *names) hasDir(word string) bool {
 	return slices.ContainsFunc(n.files, func(f string) bool { return strings.Contains("/"+f, "/"+word+"/") })
@@ -90,6 +104,24 @@ var (
 	listed = regexp.MustCompile(`^(?:\||\d+\. |   )`)
 )
 
+// placed is a file and the names that follow it, which it is said to hold.
+var placed = regexp.MustCompile("`([\\w/]+\\.go)`((?:,? `[a-z]\\w*`)+)")
+
+// checkPlaces looks for what the line's tables say that a file holds in that file.
+func (n *names) checkPlaces(t *testing.T, line string) {
+	t.Helper()
+	if !strings.HasPrefix(line, "|") {
+		return
+	}
+	for _, m := range placed.FindAllStringSubmatch(line, -1) {
+		for _, name := range quoted.FindAllStringSubmatch(m[2], -1) {
+			if !n.has(m[1], name[1]) {
+				t.Errorf("%s holds no %s: %q", m[1], name[1], line)
+			}
+		}
+	}
+}
+
 // Files, tests and functions that ARCHITECTURE.md names exist: it is read by
 // people who look for them.
 func TestTidyArchitectureNamesWhatExists(t *testing.T) {
@@ -99,6 +131,7 @@ func TestTidyArchitectureNamesWhatExists(t *testing.T) {
 	}
 	found := 0
 	for _, line := range strings.Split(readDoc(t, "ARCHITECTURE.md"), "\n") {
+		n.checkPlaces(t, line)
 		for _, m := range quoted.FindAllStringSubmatch(line, -1) {
 			word := m[1]
 			switch {
