@@ -40,9 +40,11 @@ test: deps
 ci: deps fmt vet lint cross build fuzz allocs mutants schedules
 	BLOCKREPL_CHAOS=$(CHAOSTIME) $(MAKE) test TESTFLAGS=-race
 
-## mutants: every rule of the state machines broken, one by one; the simulator must find each
+## mutants: every rule of the state machines broken, one by one, which the simulator must
+## find; then those of what is around them, by schedules of whole servers or by a test
 mutants:
 	go test -count=1 -tags mutants -timeout $(TESTTIME) ./blockrepl/sim -run TestMutants
+	go test -count=1 -tags mutants -timeout $(TESTTIME) ./blockrepl/sim/bubble -run 'TestMutants|TestEachMutantIsPlayed'
 
 ## schedules: fresh random schedules against the state machines alone (SIMTIME) and against
 ## whole servers in a bubble (BUBBLETIME), and what fixed ones must have tried; beside each

@@ -11,6 +11,7 @@ import (
 	"github.com/blockrepl/blockrepl/blockrepl/image"
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal"
+	"github.com/blockrepl/blockrepl/journal/mutant"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -195,6 +196,12 @@ func (a *applier) step(from, to record.Seq) (last record.Seq, bytes int64, faile
 			if err := a.v.resizeImage(rec.Length); err != nil {
 				return 0, 0, &failure{"image", fmt.Errorf("record %d: %w", rec.Seq, err)}
 			}
+			continue
+		}
+		if rec.Kind == record.KindTrim && mutant.Is("apply no trim on one server") && a.v.s.opt.ID == a.v.opt.Servers[0] {
+			continue
+		}
+		if rec.Kind == record.KindZero && mutant.Is("apply no zeroes") {
 			continue
 		}
 		c := image.Change{Kind: rec.Kind, Off: rec.Offset, Len: rec.Length}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/journal/mutant"
 	"golang.org/x/sync/semaphore"
 )
 
@@ -85,7 +86,7 @@ func (cs *clients) admit(dst []*replica.Op, ops []*op) []*replica.Op {
 		c := o.conn
 		if c.asked != cs.batch {
 			c.asked = cs.batch
-			if c.info.Gone() {
+			if c.info.Gone() && !mutant.Is("number what a closed connection had sent") {
 				c.abandon(ErrAborted)
 			}
 		}
@@ -93,6 +94,9 @@ func (cs *clients) admit(dst []*replica.Op, ops []*op) []*replica.Op {
 		case <-c.gone:
 		default:
 			dst = append(dst, &o.Op)
+			if mutant.Is("answer a write that is not committed") {
+				cs.finish(o, nil)
+			}
 		}
 	}
 	return dst

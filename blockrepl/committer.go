@@ -3,6 +3,7 @@ package blockrepl
 import (
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/journal"
+	"github.com/blockrepl/blockrepl/journal/mutant"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -34,6 +35,9 @@ func (c *committer) run() {
 		if failed {
 			continue
 		}
+		if mutant.Is("call a batch durable before its fsync") {
+			c.v.in.stored(s.id)
+		}
 		if err := s.pending.Wait(); err != nil {
 			// Final: no retry is believed. Nothing later may be called durable.
 			failed = true
@@ -48,6 +52,8 @@ func (c *committer) run() {
 		if id := c.v.uuid.Load(); id != nil { // before it has one there is nothing to lose
 			c.v.s.marks.set(*id, c.at, c.lower)
 		}
-		c.v.in.stored(s.id)
+		if !mutant.Is("call a batch durable before its fsync") {
+			c.v.in.stored(s.id)
+		}
 	}
 }

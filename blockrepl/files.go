@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/blockrepl/blockrepl/journal/mutant"
 )
 
 // ErrInUse says that another process has the data directory open.
@@ -129,7 +131,7 @@ func writeFile(files Files, path string, b []byte) error {
 		return fmt.Errorf("create %s: %w", temp, err)
 	}
 	_, err = f.WriteAt(b, 0)
-	if err == nil {
+	if err == nil && !mutant.Is("rename a new identity before it is fsynced") {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {
@@ -138,7 +140,7 @@ func writeFile(files Files, path string, b []byte) error {
 	if err == nil {
 		err = files.Rename(temp, path)
 	}
-	if err == nil {
+	if err == nil && !mutant.Is("forget the directory of a new identity") {
 		err = files.SyncDir(filepath.Dir(path))
 	}
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
 	"github.com/blockrepl/blockrepl/blockrepl/wire"
 	"github.com/blockrepl/blockrepl/journal"
+	"github.com/blockrepl/blockrepl/journal/mutant"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -235,6 +236,9 @@ func (m *mender) deliver(f *wire.Fetched) {
 // lend answers another server's Fetch.
 func (m *mender) lend(l *link, f *wire.Fetch) {
 	out := &wire.Fetched{Seq: f.Seq}
+	if mutant.Is("lend another record than the one asked for") {
+		f = &wire.Fetch{Seq: f.Seq - 1}
+	}
 	if recs, err := m.v.records(nil, f.Seq, f.Seq, 1, 0); err == nil && recs[0].Seq == f.Seq {
 		out.Records = recs
 	} else if err != nil {

@@ -237,3 +237,26 @@ func TestWhatWasNotWaitedForMayBeLost(t *testing.T) {
 		t.Errorf("record 2: %v, want ErrNotYet", err)
 	}
 }
+
+// What is acknowledged by a journal that is new needs the names of its directories, too,
+// and must not be taken for the remains of a creation that was cut short.
+func TestNewJournalOutlivesAPowerCut(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	if err := makeDir(mem, "one/two/three"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mem.CrashClone(vfs.CrashCloneCfg{}).Stat("one/two/three"); err != nil {
+		t.Errorf("a power cut takes the directory: %v", err)
+	}
+	o := options(t, mem)
+	o.Dir = "one/two/three"
+	j := mustOpen(t, o)
+	recs := chain(vol1, record.Pos{}, 3, 100)
+	mustWrite(t, mustLog(t, j, vol1), Batch{Records: recs})
+	left := o
+	left.FS = mem.CrashClone(vfs.CrashCloneCfg{})
+	mustClose(t, j)
+	again := mustOpen(t, left)
+	checkHolds(t, mustLog(t, again, vol1), record.Pos{}, recs)
+	mustClose(t, again)
+}

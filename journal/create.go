@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/blockrepl/blockrepl/journal/mutant"
 )
 
 // creatingName is a file that is there from before pebble's first file until the
@@ -30,6 +32,9 @@ func makeDir(f vfs.FS, dir string) error {
 		return fmt.Errorf("create directory %s: %w", dir, err)
 	}
 	for _, p := range parents {
+		if mutant.Is("forget the directory of a new journal") {
+			break
+		}
 		if err := syncDir(f, p); err != nil {
 			return err
 		}
@@ -111,5 +116,8 @@ func (j *Journal) endCreation() error {
 		return fmt.Errorf("end creation: %w", err)
 	}
 	j.creating = false
+	if mutant.Is("forget the end of a journal's creation") {
+		return nil
+	}
 	return syncDir(j.fs, j.o.Dir)
 }

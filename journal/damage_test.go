@@ -318,3 +318,29 @@ func TestPositionIsToldByWhateverIsWhole(t *testing.T) {
 		t.Errorf("Position(51): %v, want ErrNotYet", err)
 	}
 }
+
+// A record that is whole, and of another past, under the key of one that was.
+func TestRecordOfAnotherPastIsNotReadInTheMiddle(t *testing.T) {
+	j := mustOpen(t, options(t, vfs.NewMem()))
+	defer mustClose(t, j)
+	l := mustLog(t, j, vol1)
+	recs := chain(vol1, record.Pos{}, 5, 100)
+	mustWrite(t, l, Batch{Records: recs})
+	other := one(vol1, record.Pos{Seq: 2, Sum: 4711}, 100, 9)
+	k := recordKey(l.v, l.state.segmentOf(3), 3)
+	v, closer, err := j.db.Get(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := append(bytes.Clone(v[:offsetLen]), other.Raw...)
+	if err := errors.Join(closer.Close(), j.db.Set(k, value, pebble.Sync)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.Read(1, 5, 1<<20, func(r *record.Record) error {
+		if r.Seq > 2 {
+			t.Errorf("record %d is given", r.Seq)
+		}
+		return nil
+	})
+	wantCorrupt(t, err, 3)
+}

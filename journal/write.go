@@ -7,6 +7,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/blockrepl/blockrepl/journal/mutant"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -69,7 +70,7 @@ func (p *Pending) Wait() error {
 	b := p.b
 	p.b = nil
 	var err error
-	if !p.j.o.syncEach {
+	if !p.j.o.syncEach && !mutant.Is("hand a batch to pebble without a sync") {
 		err = b.SyncWait()
 	}
 	if err == nil {
@@ -80,7 +81,9 @@ func (p *Pending) Wait() error {
 	}
 	// A failure that was noted before the sync returned may be the sync's own: the
 	// disk's errors are not told to pebble (failStop).
-	p.err = p.j.Err()
+	if p.err = p.j.Err(); mutant.Is("call a failed sync of the journal done") {
+		p.err = nil
+	}
 	return p.err
 }
 
@@ -241,7 +244,7 @@ func (s *step) check(recs []*record.Record) (int64, error) {
 		if r.Volume != s.l.v || r.Sum == 0 || len(r.Raw) != record.HeaderSize+int(r.Stored) {
 			return 0, fmt.Errorf("record %d of volume %s is not sealed or of another volume", r.Seq, r.Volume)
 		}
-		if r.Seq != last.Seq+1 || r.Prev != last.Sum {
+		if r.Seq != last.Seq+1 || r.Prev != last.Sum && !mutant.Is("append a record of another past") {
 			return 0, &GapError{s.l.v, last, record.Pos{Seq: r.Seq, Sum: r.Prev}}
 		}
 		last = r.Pos()
@@ -296,7 +299,7 @@ func (j *Journal) newBatch(size int) *pebble.Batch {
 
 // putHead puts what Cut, Reset and a moved begin change.
 func (s *step) putHead(pb *pebble.Batch) error {
-	if !s.dirty && s.l.exists {
+	if !s.dirty && s.l.exists || s.l.exists && mutant.Is("cut the journal in memory only") {
 		return nil
 	}
 	if err := pb.Set(volumeKey(keyState, s.l.v), s.state.encode(), nil); err != nil {
@@ -354,7 +357,7 @@ func (j *Journal) commit(pb *pebble.Batch, sync bool) (p *Pending, err error) {
 		}
 	}()
 	switch {
-	case !sync:
+	case !sync || mutant.Is("hand a batch to pebble without a sync"):
 		err = j.db.Apply(pb, pebble.NoSync)
 		if err == nil {
 			err = pb.Close()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/blockrepl/blockrepl/journal/mutant"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -121,8 +122,10 @@ func (im *Image) applyGroup(group []Change) error {
 	}
 	runs := im.plan.runsOf(group)
 	defer im.plan.forget()
-	im.locks.lock(s)
-	defer im.locks.unlock(s)
+	if !mutant.Is("change the image beside its readers") {
+		im.locks.lock(s)
+		defer im.locks.unlock(s)
+	}
 	for i := range runs {
 		r := &runs[i]
 		if err := im.write(r); err != nil {
@@ -182,7 +185,7 @@ func (p *plan) runsOf(group []Change) []run {
 		slices.SortFunc(p.order, byOffset)
 	}
 	for i := 1; i < len(p.order); i++ {
-		if p.order[i].Off < p.order[i-1].Off+p.order[i-1].Len {
+		if p.order[i].Off < p.order[i-1].Off+p.order[i-1].Len && !mutant.Is("sort changes that overlap") {
 			p.inOrder(group)
 			break
 		}

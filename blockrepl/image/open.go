@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/blockrepl/blockrepl/journal/mutant"
 	"github.com/blockrepl/blockrepl/journal/record"
 )
 
@@ -33,6 +34,9 @@ type Options struct {
 	// OpenFile, when set, gives the File instead of opening Path. Size is
 	// required then, and locks and holes are its business.
 	OpenFile func() (File, error)
+	// SyncDir, when set, makes the names in a directory durable for OpenFile, whose
+	// empty file is taken for a new one. Without it nothing is synced.
+	SyncDir func(dir string) error
 }
 
 // Open opens an image for this process alone. ErrInUse names who has it; ErrSize
@@ -66,6 +70,11 @@ func (im *Image) openFile(o *Options) error {
 		return errors.Join(err, f.Close())
 	}
 	im.disk, im.blank = d, d.end == 0
+	if im.blank && o.SyncDir != nil {
+		if err := o.durable(f, o.SyncDir); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
 	im.size.Store(o.Size)
 	return nil
 }
@@ -191,15 +200,23 @@ func (im *Image) useNew(f *os.File, o *Options) error {
 	if err := f.Truncate(o.Size); err != nil {
 		return fmt.Errorf("make it %d bytes long: %w", o.Size, err)
 	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := syncDir(filepath.Dir(o.Path)); err != nil {
+	if err := o.durable(f, syncDir); err != nil {
 		return err
 	}
 	im.use(&file{f: f, fd: int(f.Fd()), size: o.Size, block: 1})
 	im.created, im.blank = true, true
 	return nil
+}
+
+// durable makes a file that is new, and its name, outlive a power cut.
+func (o *Options) durable(f interface{ Sync() error }, syncDir func(dir string) error) error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if mutant.Is("forget the directory of a new image") {
+		return nil
+	}
+	return syncDir(filepath.Dir(o.Path))
 }
 
 func (im *Image) openRegular(o *Options) (err error) {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"sort"
+
+	"github.com/blockrepl/blockrepl/journal/mutant"
 )
 
 // plain is a File as a disk. It knows neither holes nor vectors; what lies behind
@@ -62,6 +64,12 @@ func (d *plain) writev(bufs [][]byte, off int64) error {
 }
 
 func (d *plain) zero(off, n int64, _ bool) error {
+	if mutant.Is("zero more than was asked") {
+		n = (n + 4095) &^ 4095
+	}
+	if mutant.Is("zero less than was asked") {
+		n &^= 4095
+	}
 	n = min(n, d.end-off)
 	for n > 0 {
 		z := zeroes[:min(n, zeroBuffer)]

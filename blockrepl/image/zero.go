@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/blockrepl/blockrepl/journal/mutant"
 )
 
 // zero makes n bytes at off read as zeroes, by the cheapest way that the kernel
@@ -126,6 +128,9 @@ func (d *file) fallocate(mode uint32, off, n int64) error {
 
 func (d *file) writeZeroes(off, n int64) error {
 	for n > 0 {
+		if n < zeroBuffer && mutant.Is("write zeroes in whole pieces only") {
+			return nil
+		}
 		z := zeroes[:min(n, zeroBuffer)]
 		if err := d.write(z, off); err != nil {
 			return err

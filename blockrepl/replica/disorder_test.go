@@ -72,3 +72,38 @@ func TestLostDoubledAndReorderedRecordsEndEqual(t *testing.T) {
 		t.Errorf("%d requests, %d early and %d duplicate records; want some of each", asked, early, doubled)
 	}
 }
+
+// A master that goes on, since it has not heard of a promise to another, gets no record
+// of its epoch into the journal of who gave it. No schedule of the simulator shows what
+// that would lose: it needs the candidate, too, to commit.
+func TestNothingOfAnOlderEpochIsTakenAfterAPromise(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	conn := a.open("db1", 0)
+	a.mustComplete(a.write(conn, 0, "x"))
+	c.unlink(a, b)
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		if _, hello := m.(*wire.Greeting); hello && to == a.id {
+			return nil // of which a would hear of the promise
+		}
+		return []wire.Message{m}
+	}
+	b.step(Promote{ID: 1, OldMasterDead: true})
+	c.run()
+	if p := s.r.hard.Promised; p.Server != b.id {
+		t.Fatalf("c has promised %v; want an epoch of b", p)
+	}
+	last, old := s.r.last, a.r.hard.Promised
+	a.write(conn, 0, "y")
+	c.run()
+	if a.r.hard.Promised != old {
+		t.Fatalf("a has heard of it: %v", a.r.hard.Promised)
+	}
+	for _, rec := range s.log {
+		if rec.Seq > last.Seq && rec.Epoch == old {
+			t.Errorf("c has record %d of epoch %v, and has promised %v", rec.Seq, rec.Epoch, s.r.hard.Promised)
+		}
+	}
+}

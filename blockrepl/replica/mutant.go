@@ -1,9 +1,7 @@
-//go:build mutants
-
 package replica
 
-// Mutant names the rule that is broken in this run. The simulator sets it to prove
-// that it finds out; never part of a server.
-var Mutant string
+import "github.com/blockrepl/blockrepl/journal/mutant"
 
-func mutated(rule string) bool { return rule == Mutant }
+// mutated reports whether a test breaks this rule: never in a server. The simulator
+// proves that it finds out.
+func mutated(rule string) bool { return mutant.Is(rule) }

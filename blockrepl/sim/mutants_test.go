@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/journal/mutant"
 )
 
 var (
@@ -62,9 +62,9 @@ var broken = []string{
 	"end a resync before that is durable",
 }
 
-// defended are broken rules that other rules make up for, or that only a script of
-// package replica meets: none of tens of thousands of schedules found them. They are
-// played by -mutant NAME only.
+// defended are broken rules that other rules make up for, or that only a test of
+// package replica meets: none of tens of thousands of schedules found them. Those tests
+// are played with them by TestMutants of package bubble; here by -mutant NAME only.
 var defended = []string{
 	"hand over without the old master's promise", // a restless schedule of 11,820 did
 	"accept records after a newer promise",
@@ -91,7 +91,7 @@ var known = map[string]uint64{
 
 // TestMutants proves that the simulator finds each broken rule.
 func TestMutants(t *testing.T) {
-	defer func() { replica.Mutant = "" }()
+	defer func() { mutant.Name = "" }()
 	rules := broken
 	if slices.Contains(defended, *mutantFlag) {
 		rules = defended
@@ -100,7 +100,7 @@ func TestMutants(t *testing.T) {
 		if *mutantFlag != "" && rule != *mutantFlag {
 			continue
 		}
-		replica.Mutant = rule
+		mutant.Name = rule
 		began, found, played := time.Now(), false, 0
 		opt := Options{}
 		for seed := known[rule]; played <= *mutantsMost && !found && time.Since(began) < *mutantsFor; played++ {

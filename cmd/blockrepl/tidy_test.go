@@ -27,12 +27,13 @@ const (
 var layers = map[string][]string{
 	"nbd":               {"nbd/internal/"},
 	"nbd/":              {"nbd", "nbd/"},
-	"journal/record":    {},
-	"journal":           {"journal/record"},
-	"blockrepl/replica": {"journal/record", "blockrepl/wire"}, // wire: the messages, which are plain structs
-	"blockrepl/image":   {"journal/record"},
-	"blockrepl/wire":    {"journal/record"},
-	"blockrepl":         {"journal", "journal/record", "blockrepl/replica", "blockrepl/image", "blockrepl/wire"},
+	"journal/mutant":    {}, // below all that have a rule to break; false, and gone, in a server
+	"journal/record":    {"journal/mutant"},
+	"journal":           {"journal/mutant", "journal/record"},
+	"blockrepl/replica": {"journal/mutant", "journal/record", "blockrepl/wire"}, // wire: the messages, which are plain structs
+	"blockrepl/image":   {"journal/mutant", "journal/record"},
+	"blockrepl/wire":    {"journal/mutant", "journal/record"},
+	"blockrepl":         {"journal", "journal/mutant", "journal/record", "blockrepl/replica", "blockrepl/image", "blockrepl/wire"},
 	"blockrepl/sim/":    {"journal", "journal/record", "blockrepl", "blockrepl/"},
 	"blockrepl/sim":     {"journal", "journal/record", "blockrepl", "blockrepl/"},
 	"cmd/blockrepl":     {"nbd", "journal", "journal/record", "blockrepl", "blockrepl/"},

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"path"
 	"runtime"
@@ -227,18 +226,8 @@ func (s smallFiles) Free(string) (int64, error) { return s.d.free.Load(), nil }
 
 // openImage is image.Open on a disk.
 func (d *disk) openImage(o image.Options) (*image.Image, error) {
-	o.OpenFile = func() (image.File, error) {
-		_, err := d.fs.Stat(o.Path)
-		made := errors.Is(err, fs.ErrNotExist)
-		f, err := d.fs.OpenReadWrite(o.Path, vfs.WriteCategoryUnspecified)
-		if err != nil || !made {
-			return f, err
-		}
-		if err := errors.Join(f.Sync(), smallFiles{d}.SyncDir(path.Dir(o.Path))); err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
-		return f, nil
-	}
+	o.SyncDir = smallFiles{d}.SyncDir
+	o.OpenFile = func() (image.File, error) { return d.fs.OpenReadWrite(o.Path, vfs.WriteCategoryUnspecified) }
 	return image.Open(o)
 }
 

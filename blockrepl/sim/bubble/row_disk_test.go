@@ -211,3 +211,35 @@ func TestPowerCutOfAllLosesNothingAcknowledged(t *testing.T) {
 		})
 	}
 }
+
+// What a resync has copied is on disk before it is noted as copied: after a power cut
+// the rest is copied, and not that.
+func TestCopiedExtentsOutliveAPowerCut(t *testing.T) {
+	row(t, func(w *world, a, b, c *machine, cl *client) {
+		for range 10 {
+			cl.must(cl.place())
+		}
+		b.crash(100)
+		if err := b.mem.RemoveAll(dataDir); err != nil {
+			w.fatalf("remove the data directory: %v", err)
+		}
+		w.forget(a, b)
+		if err := b.boot(); err != nil {
+			w.fatalf("b does not start: %v", err)
+		}
+		p := b.process()
+		// The next fsync is that of the resync's end.
+		p.disk.arm(&fault{place: "images", kinds: syncs, times: 1 << 30, do: func() {
+			if w.logged("b", "every extent is compared") > 0 {
+				p.die(0, true)
+			}
+		}})
+		w.await("b dies at the end of its resync", healthyMax, p.dead)
+		p.bury()
+		if err := b.boot(); err != nil {
+			w.fatalf("b does not start: %v", err)
+		}
+		cl.must(cl.place()) // a record, with which the resync goes on
+		w.end()
+	})
+}
