@@ -91,7 +91,11 @@ func decodeTable(b []byte) (Table, error) {
 // continueResync lets the shell copy, from where it was.
 func (r *Replica) continueResync() {
 	m := r.hard.Resync
-	if m == nil || m.Target != 0 || !r.s.joined || r.resy.running {
+	if m == nil || !r.s.joined || r.resy.running {
+		return
+	}
+	if m.Target != 0 { // all is copied
+		r.resyncApplied()
 		return
 	}
 	p := r.peer(r.s.master)

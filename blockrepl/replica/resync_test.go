@@ -153,3 +153,28 @@ func TestStatusPointsToForgetWhereAnEpochWaitsForAResync(t *testing.T) {
 	a.want(Healthy)
 	b.want(Healthy)
 }
+
+// A slave died when the last extent was noted as copied, and no record was left to be
+// applied. It went on resyncing until a client wrote something.
+func TestResyncWithoutRecordsEndsAfterARestart(t *testing.T) {
+	c, a, b := copying(t)
+	c.start("b")
+	c.pass(time.Second)
+	asked := false
+	c.show = func(n *node, e *Effects) {
+		if n == b && e.SyncImage != 0 {
+			asked, e.SyncImage = true, 0 // it dies before
+		}
+	}
+	b.step(ResyncProgress{Order: b.orders[0].ID, Offset: b.orders[0].Size, Applied: a.r.applied, Done: true})
+	c.run()
+	if !asked || b.hard.Resync == nil || b.hard.Resync.Target == 0 {
+		t.Fatalf("asked for an fsync: %v, mark %+v; want one whose extents are copied", asked, b.hard.Resync)
+	}
+	c.show = nil
+	c.kill("b")
+	c.start("b")
+	c.pass(3 * time.Second)
+	b.want(Healthy)
+	a.want(Healthy)
+}
