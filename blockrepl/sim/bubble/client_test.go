@@ -35,6 +35,9 @@ type client struct {
 
 const pendingMax = 6
 
+// zombieMax is how long a connection that the client has left may stay open.
+const zombieMax = 10 * time.Second
+
 // attached is one connection. What comes over it after it ended is not heard.
 type attached struct {
 	c      *client
@@ -45,6 +48,9 @@ type attached struct {
 	over   bool // guarded by client.mu
 	reads  int  // under way
 }
+
+// sectors is the size that the connection has now.
+func (a *attached) sectors() int { return int(a.conn.Size() / sector) }
 
 func (w *world) client(i int, identity string) *client {
 	return &client{
@@ -111,7 +117,7 @@ func sleep(ctx context.Context, d time.Duration) {
 // attach connects to a machine and sends again what has no answer.
 func (c *client) attach(ctx context.Context, m *machine) bool {
 	p := m.process()
-	if p == nil || p.dead() {
+	if p == nil || p.dead() || m.shunned.Load() {
 		return false
 	}
 	c.mu.Lock()
@@ -130,8 +136,13 @@ func (c *client) attach(ctx context.Context, m *machine) bool {
 		link := context.AfterFunc(ctx, a.cancel)
 		a.conn, err = p.srv.Volume(volumeName).Connect(a.ctx, blockrepl.ClientInfo{
 			Addr: c.identity, Identity: c.identity, Token: token, Takeover: !c.readOnly && !c.polite, ReadOnly: c.readOnly, StaleOK: c.stale,
-			Gone:  func() bool { return false },
-			Abort: func(error) { go a.ended() },
+			Gone: func() bool { return false },
+			Abort: func(error) {
+				go func() {
+					p.awake()
+					a.ended()
+				}()
+			},
 		})
 		link()
 	})
@@ -140,6 +151,14 @@ func (c *client) attach(ctx context.Context, m *machine) bool {
 		return false
 	}
 	c.mu.Lock()
+	for _, o := range c.pending {
+		if o.lo+o.n > a.sectors() {
+			// Without a master a server may offer what the volume was before it grew.
+			c.mu.Unlock()
+			p.whenAwake(a.cancel)
+			return false
+		}
+	}
 	c.conn = a
 	again := append([]*operation(nil), c.pending...)
 	c.mu.Unlock()
@@ -162,9 +181,9 @@ func (c *client) leave(zombie bool) {
 	switch {
 	case a == nil:
 	case zombie:
-		time.AfterFunc(time.Duration(c.rng.Int64N(int64(10*time.Second))), a.cancel)
+		time.AfterFunc(time.Duration(c.rng.Int64N(int64(zombieMax))), func() { a.p.whenAwake(a.cancel) })
 	default:
-		a.cancel()
+		a.p.whenAwake(a.cancel)
 	}
 }
 
@@ -185,7 +204,10 @@ func (a *attached) ended() {
 }
 
 // place draws where a request goes: mostly a few sectors that everybody fights for.
-func (c *client) place() (lo, n int) {
+func (c *client) place() (lo, n int) { return c.within(sectors) }
+
+// within is place in a volume of so many sectors.
+func (c *client) within(sectors int) (lo, n int) {
 	switch c.rng.IntN(10) {
 	case 0:
 		n = 1 + c.rng.IntN(64)
@@ -198,7 +220,7 @@ func (c *client) place() (lo, n int) {
 }
 
 func (c *client) request(a *attached) {
-	lo, n := c.place()
+	lo, n := c.within(a.sectors())
 	if c.rng.IntN(3) == 0 || a.conn.ReadOnly() {
 		c.mu.Lock()
 		busy := a.reads >= pendingMax
@@ -240,8 +262,8 @@ func (a *attached) submit(o *operation) {
 	default:
 		w.Kind = blockrepl.OpZero
 	}
-	w.Done = func(err error) { a.answer(o, err) }
-	a.conn.Submit(a.ctx, w)
+	w.Done = func(err error) { a.p.whenAwake(func() { a.answer(o, err) }) }
+	a.p.whenAwake(func() { a.conn.Submit(a.ctx, w) })
 }
 
 // answer hears the outcome of one copy of a request.
@@ -279,10 +301,12 @@ func (a *attached) read(lo, n int) {
 	if !c.stale {
 		c.w.history.begin(o)
 	}
+	a.p.awake()
 	done, err := a.conn.ReadNow(p, int64(lo*sector))
 	if !done && err == nil {
 		err = a.conn.ReadAt(a.ctx, p, int64(lo*sector))
 	}
+	a.p.awake() // what it has read it tells afterwards
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a.reads--
@@ -320,14 +344,15 @@ func (w *world) readAll(m *machine) {
 		w.fatalf("connect to %s: %v", m.name, err)
 	}
 	defer conn.Close()
-	b := make([]byte, sectors*sector)
-	o := &operation{client: 100 + m.i, read: true, n: sectors}
+	n := int(conn.Size() / sector)
+	b := make([]byte, n*sector)
+	o := &operation{client: 100 + m.i, read: true, n: n}
 	w.history.begin(o)
 	if err := conn.ReadAt(ctx, b, 0); err != nil {
 		w.describe()
 		w.fatalf("read all at %s: %v", m.name, err)
 	}
-	for i := range sectors {
+	for i := range n {
 		v, ok := value(b[i*sector : (i+1)*sector])
 		if !ok {
 			w.errorf("%s: sector %d holds what nobody wrote: % x…", m.name, i, b[i*sector:i*sector+16])

@@ -22,6 +22,11 @@
 //	operator  commands by the rules that status states      operator_test.go
 //	history   what clients saw; is it one disk?             history_test.go
 //	schedule  which faults come when                        schedule_test.go
+//	fault     what each of them does                        fault_test.go
+//	pause     a server that sleeps and wakes up             pause_test.go
+//	upset     one disk loses what it had called durable     upset_test.go
+//	careless  an operator who does not look                 careless_test.go
+//	cover     which fault met which state                   cover_test.go
 //	rows      one test for each fault users are told about  row_*_test.go
 //
 // # Rules that make a bubble work

@@ -34,6 +34,12 @@ type machine struct {
 	proc  *process   // nil: off
 	boots uint64
 	wall  atomic.Int64 // nanoseconds; what its clock on the wall is wrong by
+
+	damaged atomic.Bool         // its disk lost what it had called durable; until it is healthy again
+	old     *vfs.MemFS          // a copy of its data directory
+	rotten  map[record.Seq]bool // records of its journal that a bit flipped in
+	quick   bool                // a mended record is synced under its log's lock, over which nothing may sleep; guarded by mu
+	shunned atomic.Bool         // its image is rotten: no client goes there until it is repaired
 }
 
 // process is one life of a server.
@@ -54,6 +60,8 @@ type process struct {
 	// closing is taken by who closes the server. Server's own lock for it is a
 	// sync.Once, on which a bubble cannot wait.
 	closing chan struct{}
+
+	paused atomic.Pointer[pause] // nil: it runs
 
 	once sync.Once
 	gone chan struct{} // closed when it is dead, although its goroutines may still run
@@ -91,6 +99,7 @@ func (m *machine) start(prepare func(*process)) error {
 	p.idle.L = &p.using
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.disk = newDisk(m.mem, m.w.seed^uint64(m.i)<<56, m.boots)
+	p.disk.quick = m.quick
 	prepare(p)
 	srv, err := blockrepl.NewServer(m.options(p))
 	if err == nil {
@@ -138,7 +147,7 @@ func (m *machine) options(p *process) blockrepl.Options {
 		Cluster: "lab", ID: m.id, DataDir: dataDir, Peers: m.name + ":1", Insecure: true,
 		PeerTimeout: peerTimeout, IOTimeout: ioTimeout, RingBytes: w.ring, Version: "bubble",
 		Logger: slog.New(logHandler{w: w, name: m.name}),
-		Clock:  func() replica.Time { return offset.Add(time.Since(begin)) },
+		Clock:  func() replica.Time { return offset.Add(p.elapsed(begin)) },
 		Wall:   func() time.Time { return time.Now().Add(time.Duration(m.wall.Load())) },
 		Rand: func() uint64 {
 			mu.Lock()
@@ -177,15 +186,18 @@ func (p *process) die(keep int, silent bool) {
 		rng := rand.New(rand.NewPCG(m.w.seed, 'c'<<40|uint64(m.i)<<32|m.boots))
 		p.left = p.disk.cut(keep, rng)
 		close(p.gone)
+		p.resume()
 		m.w.tell("%s dies; %d%% of what was not synced is kept", m.name, keep)
 	})
 }
 
-// use lets f work with the process, unless it is dead or being closed.
+// use lets f work with the process, unless it is dead or being closed. A paused one
+// neither hears nor answers before it goes on.
 func (p *process) use(f func(ctx context.Context)) bool {
 	if p == nil {
 		return false
 	}
+	p.awake()
 	p.using.Lock()
 	if p.dead() || p.ctx.Err() != nil {
 		p.using.Unlock()
@@ -194,6 +206,7 @@ func (p *process) use(f func(ctx context.Context)) bool {
 	p.users++
 	p.using.Unlock()
 	f(p.ctx)
+	p.awake()
 	p.using.Lock()
 	defer p.using.Unlock()
 	p.users--
@@ -243,6 +256,7 @@ func (m *machine) stop(handover bool) error {
 	p.closing <- struct{}{}
 	defer func() { <-p.closing }()
 	m.w.tell("%s stops, handover %v", m.name, handover)
+	p.awake()
 	p.evict()
 	err := p.srv.Stop(context.Background(), handover)
 	p.disk.slow.Store(0)
@@ -251,6 +265,7 @@ func (m *machine) stop(handover bool) error {
 			p.port.kill(false)
 			p.left = p.disk.mem
 			close(p.gone)
+			p.resume()
 		})
 	}
 	m.mu.Lock()
@@ -261,13 +276,17 @@ func (m *machine) stop(handover bool) error {
 	return err
 }
 
-// status is the volume's, false while the server is off.
+// status is the volume's, false while the server is off or paused.
 func (m *machine) status() (st blockrepl.VolumeStatus, ok bool) {
 	answered := false
-	ok = m.process().use(func(ctx context.Context) {
+	p := m.process()
+	if p == nil || p.paused.Load() != nil {
+		return st, false
+	}
+	ok = p.use(func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		st = m.process().srv.Volume(volumeName).Status(ctx)
+		st = p.srv.Volume(volumeName).Status(ctx)
 		answered = ctx.Err() == nil
 	})
 	return st, ok && answered
@@ -327,6 +346,11 @@ func (m *machine) hard() (h replica.Hard, ok bool, err error) {
 		}
 	}
 	m.mu.Unlock()
+	return hardOf(mem)
+}
+
+// hardOf is what a disk says of the volume.
+func hardOf(mem *vfs.MemFS) (h replica.Hard, ok bool, err error) {
 	clone := mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))})
 	j, err := journal.Open(journal.Options{Dir: blockrepl.JournalDir(dataDir), FS: clone, ReserveBytes: -1})
 	if err != nil {

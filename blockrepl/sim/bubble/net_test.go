@@ -26,6 +26,7 @@ type network struct {
 	live      map[string]*connection // connections with an open end
 	halves    []*half                // with bytes or an end that is not delivered
 	blocked   map[[2]string]bool
+	paused    map[string]bool // machines that stand still: bytes to and from them wait
 	due       deliveries
 	order     uint64
 
@@ -94,7 +95,7 @@ func (d *deliveries) Pop() any {
 func newNetwork(seed uint64) *network {
 	return &network{
 		rng: rand.New(rand.NewPCG(seed, 'n')), wake: make(chan struct{}, 1), delay: time.Millisecond,
-		listeners: map[string]*listener{}, pairs: map[[2]string]int{}, live: map[string]*connection{}, blocked: map[[2]string]bool{},
+		listeners: map[string]*listener{}, pairs: map[[2]string]int{}, live: map[string]*connection{}, blocked: map[[2]string]bool{}, paused: map[string]bool{},
 	}
 }
 
@@ -159,7 +160,7 @@ func (n *network) collect() {
 
 // armLocked schedules the delivery of a half's oldest segment.
 func (n *network) armLocked(h *half) {
-	if h.armed || len(h.queue) == 0 || n.blocked[[2]string{h.from, h.to}] {
+	if h.armed || len(h.queue) == 0 || n.heldLocked(h) {
 		return
 	}
 	h.armed = true
@@ -184,7 +185,7 @@ func (n *network) deliver() (time.Duration, bool) {
 	}
 	h := heap.Pop(&n.due).(delivery).h
 	h.armed = false
-	if n.blocked[[2]string{h.from, h.to}] || len(h.queue) == 0 {
+	if n.heldLocked(h) || len(h.queue) == 0 {
 		return 0, true // lies there until the partition ends
 	}
 	s := h.queue[0]
@@ -198,6 +199,19 @@ func (n *network) deliver() (time.Duration, bool) {
 	h.cond.Broadcast()
 	n.armLocked(h)
 	return 0, true
+}
+
+// heldLocked reports whether what is in a half stays there for now.
+func (n *network) heldLocked(h *half) bool {
+	return n.blocked[[2]string{h.from, h.to}] || n.paused[h.from] || n.paused[h.to]
+}
+
+// pause holds back all bytes to and from a machine.
+func (n *network) pause(name string, on bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.paused[name] = on
+	n.rearmLocked()
 }
 
 // block holds back all bytes of one direction; they are not lost, as TCP sends again.

@@ -1,6 +1,7 @@
 package bubble
 
 import (
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +21,11 @@ import (
 //   - one promotion at a time.
 //
 // In the calm the operator does what status says, and nothing else but to keep them.
+//
+// A careless one, in some schedules, breaks the first two: promotes with --accept-loss,
+// asserts of a running master that it is dead, and chooses a side of the split brain that
+// comes of it. From then until all are healthy again writes may be lost, and history
+// judges what was before, and what comes after, each as a disk of its own.
 type operator struct {
 	w  *world
 	wg sync.WaitGroup // commands under way
@@ -32,6 +38,10 @@ type operator struct {
 	until     time.Time // no --old-master-dead before: a stop may have asked a slave to take over
 
 	said map[*machine]said // only obey looks at it
+
+	careless bool             // set before the first command
+	wild     bool             // a command was given that may lose writes; guarded by mu
+	tried    map[*machine]int // promotions that status asked for since; only obey looks at it
 }
 
 // said is what a status has been saying, since when.
@@ -43,7 +53,7 @@ type said struct {
 const saidFor = 3 * time.Second
 
 func newOperator(w *world) *operator {
-	o := &operator{w: w, keepOff: map[*machine]bool{}, warned: map[*machine]bool{}, said: map[*machine]said{}}
+	o := &operator{w: w, keepOff: map[*machine]bool{}, warned: map[*machine]bool{}, said: map[*machine]said{}, tried: map[*machine]int{}}
 	o.free.L = &o.mu
 	return o
 }
@@ -118,7 +128,7 @@ func (o *operator) bar(m *machine) {
 }
 
 func (o *operator) promote(m *machine) {
-	if o.barred(m) || !o.begin(nil) {
+	if m.damaged.Load() || o.barred(m) || !o.begin(nil) {
 		return
 	}
 	o.run(m, "promote", blockrepl.PromoteRequest{}, o.end)
@@ -158,7 +168,7 @@ func (o *operator) forget(m, lost *machine, force bool) {
 	if m == lost {
 		return
 	}
-	if st, ok := m.status(); !ok || st.Role != "master" {
+	if st, ok := m.status(); !ok || st.Role != "master" || m.damaged.Load() {
 		return
 	}
 	o.bar(lost)
@@ -239,13 +249,29 @@ func (o *operator) member(m *machine) bool {
 		}
 		return false
 	}
-	if !ok || !in(st) || proposed != nil && !in(proposed) {
+	if !ok || m.damaged.Load() || !in(st) || proposed != nil && !in(proposed) {
 		return false
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.warned, m)
 	return true
+}
+
+// has reports whether there is a server of that name; none is the master of a volume
+// that does not exist yet.
+func (w *world) has(name string) bool {
+	return slices.ContainsFunc(w.machines, func(m *machine) bool { return m.name == name })
+}
+
+// size is the largest that any status names, in bytes.
+func (w *world) size() (size int64) {
+	for _, m := range w.machines {
+		if st, ok := m.status(); ok {
+			size = max(size, st.SizeBytes)
+		}
+	}
+	return size
 }
 
 func (w *world) machine(name string) *machine {
@@ -293,7 +319,11 @@ func (o *operator) do(m *machine, st *blockrepl.VolumeStatus) {
 	words := strings.Fields(command)
 	switch words[0] {
 	case "promote":
-		if o.barred(m) {
+		if o.isWild() {
+			o.insist(m)
+			return
+		}
+		if m.damaged.Load() || o.barred(m) {
 			return
 		}
 		o.run(m, "promote", blockrepl.PromoteRequest{OldMasterDead: o.noMaster() && o.member(m)}, nil)
@@ -315,6 +345,10 @@ func (o *operator) do(m *machine, st *blockrepl.VolumeStatus) {
 		}
 		o.run(at, "forget", blockrepl.ForgetRequest{Server: lost, Force: force}, nil)
 	case "resolve":
+		if o.isWild() {
+			o.resolve(m)
+			return
+		}
 		o.w.errorf("split brain although the operator kept the rules: %s: %s", m.name, st.Reason)
 	}
 }

@@ -67,12 +67,13 @@ func (p *port) Listen(_ context.Context, addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// Dial is part of blockrepl.Net. A partition leaves it without an answer.
+// Dial is part of blockrepl.Net. A partition leaves it without an answer. A machine
+// that stands still is connected to, as its kernel would do it, and says nothing.
 func (p *port) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	to := hostOf(addr)
 	p.n.mu.Lock()
 	p.n.dials++
-	blocked := p.n.blocked[[2]string{p.name, to}] || p.n.blocked[[2]string{to, p.name}]
+	blocked := p.n.blocked[[2]string{p.name, to}] || p.n.blocked[[2]string{to, p.name}] || p.n.paused[p.name]
 	p.n.mu.Unlock()
 	if blocked {
 		<-ctx.Done()

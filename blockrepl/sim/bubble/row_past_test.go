@@ -2,6 +2,9 @@ package bubble
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"path"
 	"strings"
@@ -118,52 +121,31 @@ func TestServerWithoutItsPastIsResynced(t *testing.T) {
 
 // damage flips one bit of a stored record's payload, wherever its bytes lie.
 func damage(w *world, m *machine, seq record.Seq) {
+	if err := flipRecord(w, m, seq); err != nil {
+		w.fatalf("%v", err)
+	}
+}
+
+// rawRecord is a record as the journal of a machine that is off holds it.
+func rawRecord(m *machine, seq record.Seq) (raw []byte, err error) {
 	j, err := journal.Open(journal.Options{Dir: blockrepl.JournalDir(dataDir), FS: m.mem, ReserveBytes: -1})
 	if err != nil {
-		w.fatalf("open journal of %s: %v", m.name, err)
+		return nil, fmt.Errorf("open journal of %s: %w", m.name, err)
 	}
+	defer func() { err = errors.Join(err, j.Close()) }()
 	logs, err := blockrepl.LogsByName(j)
 	if err != nil {
-		w.fatalf("%v", err)
+		return nil, err
 	}
-	rec, err := logs[volumeName].Get(seq)
+	l := logs[volumeName]
+	if l == nil {
+		return nil, fmt.Errorf("no log of %s on %s: %w", volumeName, m.name, fs.ErrNotExist)
+	}
+	rec, err := l.Get(seq)
 	if err != nil {
-		w.fatalf("record %d: %v", seq, err)
+		return nil, fmt.Errorf("record %d of %s: %w", seq, m.name, err)
 	}
-	raw := bytes.Clone(rec.Raw)
-	if err := j.Close(); err != nil {
-		w.fatalf("close journal: %v", err)
-	}
-	dir := blockrepl.JournalDir(dataDir)
-	names, err := m.mem.List(dir)
-	if err != nil {
-		w.fatalf("%v", err)
-	}
-	for _, name := range names {
-		b, err := contents(m.mem, dir+"/"+name)
-		if err != nil {
-			continue
-		}
-		// A log cuts records at its blocks' ends; the middle of a small one is whole.
-		part := raw[len(raw)/2 : len(raw)/2+16]
-		at := bytes.Index(b, part)
-		if at < 0 {
-			continue
-		}
-		f, err := m.mem.OpenReadWrite(dir+"/"+name, vfs.WriteCategoryUnspecified)
-		if err != nil {
-			w.fatalf("%v", err)
-		}
-		if _, err := f.WriteAt([]byte{b[at] ^ 4}, int64(at)); err != nil {
-			w.fatalf("%v", err)
-		}
-		if err := f.Close(); err != nil {
-			w.fatalf("%v", err)
-		}
-		w.tell("a bit of record %d flipped in %s of %s", seq, name, m.name)
-		return
-	}
-	w.fatalf("record %d is in no file of %s", seq, m.name)
+	return bytes.Clone(rec.Raw), nil
 }
 
 // Bits rot in a journal: what is damaged is never applied, sent or taken for whole.
