@@ -99,7 +99,7 @@ func (c *client) run(stop chan struct{}, ctx context.Context) {
 			c.leave(c.rng.IntN(2) == 0)
 			continue
 		}
-		if !draining {
+		if !draining && !c.w.still.Load() {
 			c.request(conn)
 		}
 	}
@@ -359,5 +359,6 @@ func (w *world) readAll(m *machine) {
 		}
 		o.got = append(o.got, v)
 	}
+	m.read = b
 	w.history.end(o, m.name)
 }

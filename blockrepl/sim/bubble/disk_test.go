@@ -28,12 +28,11 @@ const (
 // disk is a machine's file system as one process sees it: journal, image, marks
 // and identity together, so that one cut of the power cuts all of them.
 type disk struct {
-	mem   *vfs.MemFS
-	fs    vfs.FS
-	free  atomic.Int64 // bytes; what statfs says
-	slow  atomic.Int64 // nanoseconds up to which an fsync of log and marks takes
-	quick bool         // no fsync waits; set before anybody uses it
-	hung  atomic.Int64 // until when none of them ends, in nanoseconds since 1970
+	mem  *vfs.MemFS
+	fs   vfs.FS
+	free atomic.Int64 // bytes; what statfs says
+	slow atomic.Int64 // nanoseconds up to which an fsync of log and marks takes
+	hung atomic.Int64 // until when none of them ends, in nanoseconds since 1970
 
 	mu     sync.Mutex
 	rng    *rand.Rand
@@ -125,7 +124,7 @@ func (d *disk) inject(op errorfs.Op) error {
 	}
 	var wait time.Duration
 	slow, hung := d.slow.Load(), time.Until(time.Unix(0, d.hung.Load()))
-	if (slow > 0 || hung > 0) && !d.quick && isSync(op.Kind) && mayWait(op.Path) && !closingWAL() {
+	if (slow > 0 || hung > 0) && isSync(op.Kind) && mayWait(op.Path) && !closingWAL() {
 		wait = max(0, hung)
 		if slow > 0 {
 			wait += time.Duration(d.rng.Int64N(slow))

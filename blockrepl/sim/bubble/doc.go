@@ -27,6 +27,7 @@
 //	upset     one disk loses what it had called durable     upset_test.go
 //	careless  an operator who does not look                 careless_test.go
 //	cover     which fault met which state                   cover_test.go
+//	shorten   what a failing schedule needs                 shorten_test.go
 //	rows      one test for each fault users are told about  row_*_test.go
 //
 // # Rules that make a bubble work

@@ -204,8 +204,15 @@ func (h *history) check() error {
 			was.call = o.call[:k]
 			before = append(before, &was)
 		}
-		if h.settled != 0 && (o.ret == 0 || o.ret > h.settled) && (!o.read || o.call[0] > h.settled) {
+		switch {
+		case h.settled == 0 || o.ret != 0 && o.ret < h.settled:
+		case o.call[0] > h.settled:
 			after = append(after, o)
+		case !o.read:
+			// It may have been done before, and what is there first be newer.
+			late := *o
+			late.ret = 0
+			after = append(after, &late)
 		}
 	}
 	if err := h.judge(0, before); err != nil {

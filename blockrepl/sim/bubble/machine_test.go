@@ -35,11 +35,10 @@ type machine struct {
 	boots uint64
 	wall  atomic.Int64 // nanoseconds; what its clock on the wall is wrong by
 
-	damaged atomic.Bool         // its disk lost what it had called durable; until it is healthy again
-	old     *vfs.MemFS          // a copy of its data directory
-	rotten  map[record.Seq]bool // records of its journal that a bit flipped in
-	quick   bool                // a mended record is synced under its log's lock, over which nothing may sleep; guarded by mu
-	shunned atomic.Bool         // its image is rotten: no client goes there until it is repaired
+	read    []byte      // what a client read there last, whole
+	damaged atomic.Bool // its disk lost what it had called durable; until it is healthy again
+	old     *vfs.MemFS  // a copy of its data directory
+	shunned atomic.Bool // its image is rotten: no client goes there until it is repaired
 }
 
 // process is one life of a server.
@@ -99,7 +98,6 @@ func (m *machine) start(prepare func(*process)) error {
 	p.idle.L = &p.using
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.disk = newDisk(m.mem, m.w.seed^uint64(m.i)<<56, m.boots)
-	p.disk.quick = m.quick
 	prepare(p)
 	srv, err := blockrepl.NewServer(m.options(p))
 	if err == nil {

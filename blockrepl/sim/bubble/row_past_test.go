@@ -121,7 +121,7 @@ func TestServerWithoutItsPastIsResynced(t *testing.T) {
 
 // damage flips one bit of a stored record's payload, wherever its bytes lie.
 func damage(w *world, m *machine, seq record.Seq) {
-	if err := flipRecord(w, m, seq); err != nil {
+	if err := flipRecord(w, m, seq, ""); err != nil {
 		w.fatalf("%v", err)
 	}
 }

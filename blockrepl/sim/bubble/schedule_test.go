@@ -21,6 +21,8 @@ var (
 	schedules = flag.Int("schedules", 60, "how many random schedules run")
 	length    = flag.Duration("length", 0, "run random schedules for so long, however many; 0: -schedules of them")
 	oneSeed   = flag.Uint64("seed", 0, "the one schedule to run; 0 draws some")
+	fromFlag  = flag.Uint64("from", 0, "the first seed; 0: drawn")
+	shortenIt = flag.Bool("shorten", true, "look which faults a failing seed needs, for 2 minutes")
 	live      = flag.Bool("live", false, "print what happens when it happens, for a schedule that hangs")
 	offFlag   = flag.String("off", "", "faults that never strike, by name, separated by commas")
 	faultsFor = flag.Duration("faults-for", 0, "how long faults strike; 0: drawn from the seed")
@@ -38,41 +40,85 @@ func (w *world) refuse(err error) {
 // TestSchedules: clients write, read and move while servers, disks and links fail;
 // then everything heals, and every server must hold one disk's worth of bytes.
 func TestSchedules(t *testing.T) {
-	total, all, began, played := map[string]int{}, cover{}, time.Now(), 0
-	more := func() bool {
-		switch {
-		case *oneSeed != 0:
-			return played < 1
-		case *length != 0:
-			return time.Since(began) < *length
-		}
-		return played < *schedules
+	c := &campaign{t: t, began: time.Now(), hits: map[string]int{}, cover: cover{}}
+	first := *fromFlag
+	if first == 0 {
+		first = rand.Uint64()
 	}
-	for more() && !t.Failed() {
-		seed := *oneSeed
-		if seed == 0 {
-			seed = rand.Uint64()
-		}
-		s := &schedule{hits: map[string]int{}, cover: cover{}}
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			rng := rand.New(rand.NewPCG(seed, 's'))
-			inBubble(t, seed, 1+min(2, rng.IntN(5)), func(w *world) { s.run(w, rng) })
-			s.hit("undecided sectors", s.w.history.undecided)
-		})
-		played++
-		for k, v := range s.hits {
-			total[k] += v
-		}
-		for fault, states := range s.cover {
-			for state, n := range states {
-				all.add(fault, state, n)
-			}
-		}
-		if t.Failed() && *oneSeed == 0 {
-			t.Logf("repeat with -run TestSchedules -seed %d", seed)
+	if *oneSeed != 0 {
+		c.play(*oneSeed)
+	} else {
+		t.Logf("first seed %d", first)
+	}
+	for *oneSeed == 0 && !t.Failed() && (*length != 0 && time.Since(c.began) < *length || *length == 0 && c.played < *schedules) {
+		c.play(first + uint64(c.played))
+	}
+	t.Log(c)
+}
+
+// TestSaved plays the seeds that are kept.
+func TestSaved(t *testing.T) {
+	c := &campaign{t: t, began: time.Now(), hits: map[string]int{}, cover: cover{}}
+	for _, seed := range saved {
+		c.play(seed)
+	}
+	t.Log(c)
+}
+
+// TestCoverage plays fixed seeds and looks what they tried: a fault that never strikes
+// proves nothing.
+func TestCoverage(t *testing.T) {
+	if coverSeeds == 0 {
+		t.Skip("the race detector plays too few")
+	}
+	c := &campaign{t: t, began: time.Now(), hits: map[string]int{}, cover: cover{}}
+	for seed := uint64(1); seed <= coverSeeds && !t.Failed(); seed++ {
+		c.play(seed)
+	}
+	t.Log(c)
+	for _, name := range c.cover.missing() {
+		t.Errorf("never tried in %d schedules: %s", c.played, name)
+	}
+}
+
+// campaign counts what a test played.
+type campaign struct {
+	t      *testing.T
+	began  time.Time
+	played int
+	hits   map[string]int
+	cover  cover
+}
+
+func (c *campaign) String() string {
+	return fmt.Sprintf("%d schedules: %v%v", c.played, c.hits, c.cover)
+}
+
+// play plays one seed. When it fails it is printed how to repeat it, and what is left
+// of it when it is shortened.
+func (c *campaign) play(seed uint64) {
+	s := &schedule{hits: map[string]int{}, cover: cover{}}
+	ok := c.t.Run(fmt.Sprint(seed), func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(seed, 's'))
+		inBubble(t, seed, 1+min(2, rng.IntN(5)), func(w *world) { s.run(w, rng) })
+		s.hit("undecided sectors", s.w.history.undecided)
+		s.hit("replays of a whole journal", s.w.replayed)
+	})
+	c.played++
+	for k, v := range s.hits {
+		c.hits[k] += v
+	}
+	for fault, states := range s.cover {
+		for state, n := range states {
+			c.cover.add(fault, state, n)
 		}
 	}
-	t.Logf("%d schedules: %v%v", played, total, all)
+	if !ok {
+		c.t.Logf("repeat with %s", replay(seed, *offFlag, *faultsFor))
+		if *shortenIt {
+			c.t.Log(shorten(seed, s.cover))
+		}
+	}
 }
 
 // schedule is the course of one run.
@@ -172,8 +218,8 @@ func (s *schedule) profile() {
 	s.op.careless = len(w.machines) > 1 && r.IntN(6) == 0
 	for _, name := range allFaults {
 		n := 2
-		if name == "journal rot" {
-			n = 10 // each read of a damaged table costs pebble half a second: it looks which bit it was
+		if slices.Contains(carelessFaults, name) {
+			n = 1
 		}
 		if r.IntN(n) == 0 && (s.op.careless || !slices.Contains(carelessFaults, name)) {
 			s.names = append(s.names, name)

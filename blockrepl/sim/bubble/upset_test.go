@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -43,8 +44,6 @@ func (s *schedule) upset(name string, m *machine) {
 		return
 	case name == "old copy" && !begunWithOthers(m, m.old):
 		return // it could begin without asking anybody, and nobody could know
-	case name == "journal rot" && s.cover[name] != nil:
-		return // once is enough
 	case name == "image rot" && st.Role != "slave":
 		return // verify mends a slave's
 	}
@@ -73,7 +72,7 @@ func (s *schedule) upset(name string, m *machine) {
 func (m *machine) forgets(mem *vfs.MemFS) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.mem, m.old, m.rotten = mem, nil, nil
+	m.mem, m.old = mem, nil
 }
 
 // start starts a machine on what is left of its disk; when its server refuses that, on
@@ -130,8 +129,9 @@ func begunWithOthers(m *machine, mem *vfs.MemFS) bool {
 	return false
 }
 
-// rotJournal flips a bit of a record. In a table it is met by who reads the record; in
-// the log's last part it ends the log, which is as if what follows was lost.
+// rotJournal flips a bit of a record in pebble's log, which ends there or is refused. In
+// its tables only rows do it: pebble looks which bit it was at each read of such a block,
+// for some 50 ms of real time, and a server reads it record by record.
 func (s *schedule) rotJournal(m *machine, r *rand.Rand) {
 	st, _ := m.status()
 	first := max(1, st.FirstKept)
@@ -141,14 +141,10 @@ func (s *schedule) rotJournal(m *machine, r *rand.Rand) {
 	}
 	seq := record.Seq(st.Last - uint64(r.IntN(int(min(st.Last-first, 40)))))
 	m.damaged.Store(true)
-	if err := flipRecord(s.w, m, seq); err != nil {
+	if err := flipRecord(s.w, m, seq, ".log"); err != nil {
 		s.w.tell("no bit of record %d flips: %v", seq, err)
 		return
 	}
-	if m.rotten == nil {
-		m.rotten = map[record.Seq]bool{}
-	}
-	m.rotten[seq], m.quick = true, true
 	if !begunWithOthers(m, m.mem) { // its end is lost, and with it who else is in sync
 		m.forgets(vfs.NewCrashableMem())
 	}
@@ -157,10 +153,13 @@ func (s *schedule) rotJournal(m *machine, r *rand.Rand) {
 // rotImage flips bits of a slave's image, which has no sums: a client that read there
 // would be told what nobody wrote, and no promise says otherwise. So clients stay away
 // until verify has found and repaired it, and nobody is promoted or copied from there
-// meanwhile.
+// meanwhile. They are still, too: all write to one block here, and verify decides about
+// none that changes in each round trip.
 func (s *schedule) rotImage(m *machine, r *rand.Rand) {
 	w := s.w
 	m.shunned.Store(true)
+	w.still.Store(true)
+	defer w.still.Store(false)
 	m.damaged.Store(true)
 	m.crash(100)
 	f, err := m.mem.OpenReadWrite(imagePath, vfs.WriteCategoryUnspecified)
@@ -200,8 +199,9 @@ func (s *schedule) rotImage(m *machine, r *rand.Rand) {
 	m.shunned.Store(false)
 }
 
-// flipRecord flips one bit of a stored record's payload on a machine that is off.
-func flipRecord(w *world, m *machine, seq record.Seq) error {
+// flipRecord flips one bit of a stored record's payload on a machine that is off, in a
+// file whose name ends so.
+func flipRecord(w *world, m *machine, seq record.Seq, ext string) error {
 	raw, err := rawRecord(m, seq)
 	if err != nil {
 		return err
@@ -215,7 +215,7 @@ func flipRecord(w *world, m *machine, seq record.Seq) error {
 	part := raw[len(raw)/2 : min(len(raw), len(raw)/2+16)]
 	for _, name := range names {
 		b, err := contents(m.mem, dir+"/"+name)
-		if err != nil {
+		if err != nil || !strings.HasSuffix(name, ext) {
 			continue
 		}
 		at := bytes.Index(b, part)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -48,9 +49,11 @@ type world struct {
 	ring     int64
 	memTable uint64
 	slow     time.Duration // fsyncs of a log take up to
+	still    atomic.Bool   // clients ask for nothing new
 	change   func(*machine, *blockrepl.Options)
 
-	history history
+	history  history
+	replayed int // journals whose replay was compared with their image
 
 	mu     sync.Mutex
 	trace  []string
@@ -260,7 +263,9 @@ func (w *world) awaitHealthy() {
 	w.await("every server healthy", healthyMax, func() bool { return w.healthy(w.machines...) })
 }
 
-// equal stops all servers in order and compares images and journals on their disks.
+// equal stops all servers in order and compares images and journals on their disks: each
+// with the others, an image with what was read there last, and with the replay of its
+// journal where that still begins with the first record.
 func (w *world) equal() {
 	for _, m := range w.machines {
 		if err := m.stop(false); err != nil {
@@ -284,15 +289,18 @@ func (w *world) equal() {
 				w.errorf("sector %d is %s on %s and %s on %s", s, show(x), m.name, show(y), w.machines[0].name)
 			}
 		}
-		if err := m.checkJournal(sums); err != nil {
+		if n := len(m.read); n > 0 && !bytes.Equal(b[:n], m.read) {
+			w.errorf("the image of %s is not what was read there last: %s", m.name, differ(b[:n], m.read))
+		}
+		if err := m.checkJournal(sums, b); err != nil {
 			w.errorf("journal of %s: %v", m.name, err)
 		}
 	}
 }
 
 // checkJournal verifies the journal of a machine that is off; sums holds the
-// records that other machines have.
-func (m *machine) checkJournal(sums map[record.Seq]uint64) (err error) {
+// records that other machines have, img is the machine's image.
+func (m *machine) checkJournal(sums map[record.Seq]uint64, img []byte) (err error) {
 	j, err := journal.Open(journal.Options{Dir: blockrepl.JournalDir(dataDir), FS: m.mem, ReserveBytes: -1})
 	if err != nil {
 		return err
@@ -320,29 +328,52 @@ func (m *machine) checkJournal(sums map[record.Seq]uint64) (err error) {
 		return err
 	}
 	rep, err := l.Verify(context.Background(), nil)
-	if err != nil {
+	if err := errors.Join(err, rep.Err()); err != nil {
 		return err
 	}
-	for _, c := range rep.Damage {
-		if !m.rotten[c.Seq] { // nobody has read that one since
-			return rep.Err()
-		}
-	}
+	whole, again := l.First() == 1, make([]byte, len(img))
 	for seq := l.First(); seq <= l.Last().Seq; {
-		if m.rotten[seq] {
-			seq++
-			continue
-		}
 		seq, err = l.Read(seq, l.Last().Seq, 1<<20, func(r *record.Record) error {
 			if have, ok := sums[r.Seq]; ok && have != r.Sum {
 				return fmt.Errorf("record %d has sum %016x, elsewhere %016x", r.Seq, r.Sum, have)
 			}
 			sums[r.Seq] = r.Sum
-			return nil
+			return redo(again, r)
 		})
 		if err != nil {
 			return err
 		}
 	}
+	if whole {
+		m.w.replayed++
+		if !bytes.Equal(again, img) {
+			return fmt.Errorf("its replay is not the image: %s", differ(img, again))
+		}
+	}
 	return nil
+}
+
+// redo does what a record says to an image that holds all before it.
+func redo(img []byte, r *record.Record) error {
+	if !r.Kind.ChangesImage() {
+		return nil
+	}
+	part := img[r.Offset : r.Offset+int64(r.Length)]
+	if r.Kind != record.KindWrite {
+		clear(part)
+		return nil
+	}
+	p, err := r.Payload(nil)
+	copy(part, p)
+	return err
+}
+
+// differ names the first sector in which two images differ.
+func differ(a, b []byte) string {
+	for s := 0; s < len(a)/sector; s++ {
+		if x, y := a[s*sector:(s+1)*sector], b[s*sector:(s+1)*sector]; !bytes.Equal(x, y) {
+			return fmt.Sprintf("sector %d is %s, not %s", s, show(x), show(y))
+		}
+	}
+	return "not at all"
 }
