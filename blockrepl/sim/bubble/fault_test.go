@@ -15,12 +15,12 @@ import (
 var allFaults = []string{"kill", "power", "kill in a call", "one way", "both ways", "isolate", "reset", "full", "damage", "promote", "old dead",
 	"take over", "take over", "forget", "set", "stop", "wall", "journal error", "image error", "power all", "hang",
 	"pause", "pause", "usurp", "resize", "journal full", "image full", "data lost", "old copy", "old copy", "journal rot", "image rot",
-	"accept loss", "lie", "resolve"}
+	"accept loss", "lie", "lie", "resolve", "resolve"}
 
 // carelessFaults are commands of a careless operator; loneFaults take from one disk what
 // it had called durable.
 var (
-	carelessFaults = []string{"accept loss", "lie", "resolve"}
+	carelessFaults = []string{"accept loss", "lie", "lie", "resolve", "resolve"}
 	loneFaults     = []string{"data lost", "old copy", "journal rot", "image rot"}
 )
 
