@@ -93,6 +93,9 @@ func (r *Replica) restartSet() []wire.Member {
 			return nil
 		}
 	}
+	if len(r.rivals()) > 0 {
+		return nil
+	}
 	// Where everyone promised there is nobody left to ask, even if some have
 	// forgotten. One that was excluded because it has forgotten may have been master
 	// since: the others are asked all the same.

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -349,5 +350,60 @@ func TestJoinIsAnsweredAlthoughTheJournalGrewMeanwhile(t *testing.T) {
 	if s.r.hard.Following.Server != b.id {
 		t.Fatalf("c follows %v; b sent %d joins, is joining %v; b is %s: %s, next %q", s.r.hard.Following, joins, b.r.peer(s.id).joining,
 			b.r.View(c.now).State, b.r.View(c.now).Reason, b.r.View(c.now).Next)
+	}
+}
+
+// A master whose last change, which left c out, only it had stored, began its next epoch
+// by that change: with the promise of b, which had promised c an epoch before. That one had
+// begun, and c had completed writes in it.
+func TestRestartWaitsForWhoeverItsLastChangeLeftOut(t *testing.T) {
+	c := newCluster(t, 3, wire.Suspend)
+	c.start("a", "b", "c")
+	c.pass(time.Second)
+	a, b, s := c.node("a"), c.node("b"), c.node("c")
+	c.kill("b")
+	if res := a.command(func(id uint64) Event { return Forget{ID: id, Server: b.id} }); res == nil || res.Err != nil {
+		t.Fatalf("forget b: %+v", res)
+	}
+	c.mangle = func(_ record.ServerID, m wire.Message) []wire.Message {
+		switch m.(type) {
+		case *wire.Ack, *wire.StateUpdate:
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	c.start("b")
+	c.pass(time.Second)
+	if res := a.command(func(id uint64) Event { return Forget{ID: id, Server: s.id} }); res != nil {
+		t.Fatalf("forget c ended: %+v", res)
+	}
+	if a.hard.Proposed == nil || len(a.hard.Proposed.InSync) != 1 || len(s.hard.State.InSync) != 2 {
+		t.Fatalf("proposed is %+v, in sync at c are %v", a.hard.Proposed, s.hard.State.InSync)
+	}
+	c.kill("a")
+	c.mangle = func(to record.ServerID, m wire.Message) []wire.Message {
+		if _, ok := m.(*wire.Join); ok && to == b.id {
+			return nil
+		}
+		return []wire.Message{m}
+	}
+	if res := s.command(func(id uint64) Event { return Promote{ID: id} }); res == nil || res.Err != nil {
+		t.Fatalf("promote c: %+v", res)
+	}
+	s.mustComplete(s.write(s.open("db1", 0), 0, "x"))
+	c.kill("c")
+	c.start("a")
+	c.pass(20 * time.Second)
+	if v := a.r.View(c.now); v.Role != wire.RoleCandidate || !strings.HasPrefix(v.Next, "start c; or, if it is gone for good: blockrepl forget vol0 c --force") {
+		t.Fatalf("a is %v, next %q; want it to wait for c", v.Role, v.Next)
+	}
+	c.mangle = nil
+	c.start("c")
+	c.pass(10 * time.Second)
+	for _, n := range []*node{a, b, s} {
+		n.want(Healthy)
+	}
+	if a.r.last != s.r.last || s.r.View(c.now).Role != wire.RoleMaster {
+		t.Errorf("a ends at %v, c, the master, at %v", a.r.last, s.r.last)
 	}
 }

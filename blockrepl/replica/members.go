@@ -250,7 +250,8 @@ func (h *Hard) takeGrow() {
 
 // forget is the operator's shrink.
 func (r *Replica) forget(ev Forget) {
-	if r.role == wire.RoleCandidate && r.c.kind == restarting && inSync(&r.c.base, ev.Server) && ev.Server != r.cfg.Self {
+	if r.role == wire.RoleCandidate && r.c.kind == restarting && ev.Server != r.cfg.Self &&
+		(inSync(&r.c.base, ev.Server) || contains(r.rivals(), ev.Server)) {
 		// One whose past is not believed cannot be promoted anyway.
 		unbelieved := r.c.pledge(ev.Server) != nil && !r.counts(ev.Server)
 		if !ev.Force && !unbelieved {

@@ -92,6 +92,30 @@ func (r *Replica) rival() record.Epoch {
 	return record.Epoch{}
 }
 
+// rivals are the servers in sync by the state that is in force here, and left out by a
+// newer one that the epoch is to be built on, which may have been promoted meanwhile:
+// somebody who promised our epoch had promised theirs before it heard of that state. They
+// are to be asked, too, unless the operator said that they will not be promoted.
+func (r *Replica) rivals() []record.ServerID {
+	c := r.c
+	if c.kind != restarting || c.base.Forced || mutated("restart beside a rival") {
+		return nil
+	}
+	of := func(id record.ServerID, list []record.Epoch) bool {
+		return slices.ContainsFunc(list, func(e record.Epoch) bool { return e.Server == id && c.base.Epoch.Less(e) })
+	}
+	var out []record.ServerID
+	for _, m := range r.hard.State.InSync {
+		if inSync(&c.base, m.ID) || c.pledge(m.ID) != nil || contains(c.exclude, m.ID) {
+			continue
+		}
+		if of(m.ID, r.hard.Rivals) || slices.ContainsFunc(c.pledges, func(p pledge) bool { return of(m.ID, p.greeting.Rivals) }) {
+			out = append(out, m.ID)
+		}
+	}
+	return out
+}
+
 // refusal says why a promise is not given, or "".
 func (r *Replica) refusal(p *peer, q *wire.Prepare) string {
 	switch {

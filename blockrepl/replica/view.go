@@ -330,6 +330,7 @@ func (r *Replica) candidateCondition(name string) (Condition, string, string) {
 			unbelieved = append(unbelieved, m.ID)
 		}
 	}
+	silent = append(silent, r.rivals()...)
 	if len(unbelieved) > 0 {
 		return Suspended, fmt.Sprintf("epoch %v needs %s, whose past is not what others remember of it", r.c.epoch, names(unbelieved)),
 			fmt.Sprintf("to resync it: blockrepl forget %s %v", name, unbelieved[0])

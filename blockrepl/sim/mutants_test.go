@@ -48,6 +48,7 @@ var broken = []string{
 	"change the set before others note it",
 	"promote a server that is not in sync",
 	"restart without promises",
+	"restart beside a rival",
 	"checkpoint what is applied",
 	"promote without a majority",
 	"begin without the longest tail",
@@ -78,6 +79,7 @@ var defended = []string{
 // known are seeds that found a rule once, tried first: only where the model has changed
 // since must the rule be looked for anew.
 var known = map[string]uint64{
+	"restart beside a rival":                     14000051737,
 	"change the set before others note it":       7983,
 	"read without a lease":                       392,
 	"promote under a lease":                      49,
