@@ -145,6 +145,9 @@ func (s *Sim) initialized(n *node, err error) {
 		return
 	}
 	for i := range l.vers {
+		for _, v := range l.vers[i] { // of a creation that a power cut took back
+			s.reqs[v.val].kind = 0
+		}
 		l.vers[i] = nil
 		v := n.image.val[i]
 		if v == 0 {
