@@ -116,8 +116,11 @@ func (v *Volume) say(level slog.Level, text string, args ...any) {
 
 // kindOf is what of lines counts as the same: the text, and the peer that it is about.
 func kindOf(text string, args []any) string {
-	if strings.HasPrefix(text, peerIs) {
+	switch {
+	case strings.HasPrefix(text, peerIs):
 		text = peerIs
+	case text == noSpace || text == spaceAgain:
+		text = "space"
 	}
 	for i := 0; i+1 < len(args); i += 2 {
 		if args[i] == "peer" {
@@ -127,8 +130,13 @@ func kindOf(text string, args []any) string {
 	return text
 }
 
-// peerIs begins the notes of a peer's states.
-const peerIs = "peer is "
+// peerIs begins the notes of a peer's states; noSpace and spaceAgain are a journal's. Of a
+// state that comes and goes the last one must be the last word.
+const (
+	peerIs     = "peer is "
+	noSpace    = "no space for the journal; writes wait until there is"
+	spaceAgain = "there is space for the journal again"
+)
 
 func unlogged(args []any, left int) []any {
 	if left == 0 {
@@ -141,7 +149,9 @@ func unlogged(args []any, left int) []any {
 // the newest line of a kind comes last.
 func (v *Volume) sayLate() {
 	if writes := v.quiet.due(v.s.opt.Clock(), false); len(writes) > 0 {
-		v.in.call(func() { callAll(writes) })
+		if !v.in.call(func() { callAll(writes) }) { // the volume ends, and its loop has
+			callAll(writes)
+		}
 	}
 }
 

@@ -82,7 +82,7 @@ func (l *link) leave() {
 // run is the link's life, from the handshake to LinkDown.
 func (l *link) run() {
 	volumes := l.links.s.volumes
-	l.log(l.peer.upLevel(), "link up", "addr", l.conn.RemoteAddr().String(), "incarnation", l.inc.String(), "version", l.version)
+	l.log(l.peer.upLevel(l.up), "link up", "addr", l.conn.RemoteAddr().String(), "incarnation", l.inc.String(), "version", l.version)
 	var others sync.WaitGroup
 	quit := make(chan struct{})
 	for _, v := range volumes {

@@ -51,9 +51,13 @@ func (f *flaps) over() (row int) {
 }
 
 // upLevel is how loud a link is that comes up.
-func (p *peerLink) upLevel() slog.Level {
+func (p *peerLink) upLevel(now replica.Time) slog.Level {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.flaps.going && now.Sub(p.flaps.last) >= flapEvery { // it was away meanwhile
+		p.flaps.over()
+		p.told, p.said = nil, ""
+	}
 	if p.flaps.going {
 		return slog.LevelDebug
 	}
@@ -66,8 +70,9 @@ func (l *link) down() {
 	level, fresh := slog.LevelInfo, 0
 	l.holds(now) // the watch may not have looked
 
-	// Else it is this server's doing, and the last one, or another one has come already.
-	if l.links.ctx.Err() == nil && l.reason != newerLink {
+	// Else it is this server's doing, and the last one. One that a newer link replaces has
+	// broken, too: on the other side, or another server has its id.
+	if l.links.ctx.Err() == nil {
 		p.mu.Lock()
 		fresh = p.flaps.broke(now, now.Sub(l.up), l.reason)
 		if p.flaps.going {
@@ -88,6 +93,7 @@ func (l *link) holds(now replica.Time) {
 	}
 	l.peer.mu.Lock()
 	row := l.peer.flaps.over()
+	l.peer.told, l.peer.said = nil, ""
 	l.peer.mu.Unlock()
 	if row > 0 {
 		l.log(slog.LevelInfo, "link holds again", "broke", row)

@@ -238,7 +238,7 @@ func TestForeignClusterIsRefused(t *testing.T) {
 	c.await(0, "refused", func(VolumeStatus) bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return strings.Contains(p.trouble, "does not agree")
+		return strings.Contains(p.said, "does not agree")
 	})
 	// Bug: the status said no more than that there is no link yet.
 	c.await(0, "why there is no link", func(s VolumeStatus) bool { return strings.Contains(s.Peers[0].Link, "cluster") })

@@ -49,10 +49,10 @@ type peerLink struct {
 	mu sync.Mutex
 	// told is when each kind of trouble was logged that keeps links from coming up; empty
 	// when there is one that holds.
-	told    map[string]replica.Time
-	trouble string // the kind of the last one
-	why     error  // the last one; nil when there is a link
-	flaps   flaps
+	told  map[string]replica.Time
+	said  string // the kind that was logged last
+	why   error  // the last trouble; nil when there is a link
+	flaps flaps
 	// inc is the data directory that answered last, swapAt when a change of it was
 	// told: two servers that take turns are not told each time.
 	inc    record.Incarnation
@@ -474,7 +474,7 @@ func (p *peerLink) install(ls *links, l *link) (*link, error) {
 	p.mu.Lock()
 	p.why = nil
 	if !p.flaps.going {
-		p.told = nil
+		p.told, p.said = nil, ""
 	}
 	was := p.inc
 	p.inc = inc
@@ -512,17 +512,17 @@ func (p *peerLink) troubled(ls *links, err error) {
 	p.mu.Lock()
 	if p.flaps.going && now.Sub(p.flaps.last) >= flapEvery {
 		p.flaps.over() // not even that any more
-		p.told = nil
+		p.told, p.said = nil, ""
 	}
 	at, told := p.told[kind]
-	news := !told || p.trouble != kind && now.Sub(at) >= flapEvery
+	news := !told || p.said != kind && now.Sub(at) >= flapEvery
 	if p.told == nil {
 		p.told = map[string]replica.Time{}
 	}
 	if news {
-		p.told[kind] = now
+		p.told[kind], p.said = now, kind
 	}
-	p.trouble, p.why = kind, err
+	p.why = err
 	p.mu.Unlock()
 	if news {
 		ls.s.opt.Logger.Warn(kind, "peer", p.id.String(), "err", err)

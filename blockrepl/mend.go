@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -57,7 +58,7 @@ func (m *mender) mend(err error) bool {
 	if !errors.As(err, &c) {
 		return false
 	}
-	m.v.logr.Warn("journal record is damaged; asking the other servers for it", "seq", c.Seq, "err", err)
+	m.v.say(slog.LevelWarn, "journal record is damaged; asking the other servers for it", "seq", c.Seq, "err", err)
 	for range mendTries {
 		for _, p := range m.v.s.links.peers {
 			if l := p.cur.Load(); l != nil && m.fetchRun(l, c.Seq) {
@@ -200,7 +201,7 @@ func (m *mender) fetch(l *link, seq record.Seq) bool {
 
 func (m *mender) replace(l *link, rec *record.Record) bool {
 	if err := m.v.log.Load().Replace(rec); err != nil {
-		m.v.logr.Warn("another server's record does not mend ours", "peer", l.peer.id.String(), "seq", rec.Seq, "err", err)
+		m.v.say(slog.LevelWarn, "another server's record does not mend ours", "peer", l.peer.id.String(), "seq", rec.Seq, "err", err)
 		return false
 	}
 	m.mu.Lock()

@@ -1,6 +1,8 @@
 package blockrepl
 
 import (
+	"cmp"
+	"slices"
 	"sync"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
@@ -56,20 +58,30 @@ func (q *quiet) pass(now replica.Time, key string, write func(left int)) (left i
 	return left, true
 }
 
-// due gives what has waited long enough, to be called; with all, whatever waits. It
-// forgets the spates that are over.
-func (q *quiet) due(now replica.Time, all bool) (writes []func()) {
+// due gives what has waited long enough, in its order, to be called; with all, whatever
+// waits. It forgets the spates that are over.
+func (q *quiet) due(now replica.Time, all bool) []func() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	type late struct {
+		seen  replica.Time
+		write func()
+	}
+	var lates []late
 	for key, s := range q.spates {
 		switch {
 		case s.left > 0 && (all || now.Sub(s.told) >= quietEvery):
 			write, left := s.last, s.left-1
-			writes = append(writes, func() { write(left) })
+			lates = append(lates, late{s.seen, func() { write(left) }})
 			s.told, s.left, s.last = now, 0, nil
 		case s.left == 0 && now.Sub(s.seen) >= quietEvery:
 			delete(q.spates, key)
 		}
+	}
+	slices.SortStableFunc(lates, func(a, b late) int { return cmp.Compare(a.seen, b.seen) })
+	writes := make([]func(), len(lates))
+	for i := range lates {
+		writes[i] = lates[i].write
 	}
 	return writes
 }

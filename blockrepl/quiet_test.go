@@ -123,3 +123,55 @@ func TestTroublesThatTakeTurnsAreToldOnceAMinute(t *testing.T) {
 		t.Errorf("%d lines, want two a minute:\n%s", n, log.String())
 	}
 }
+
+// What had been told before another trouble, and came back within the minute, was never
+// told again: the log's last word was the other one.
+func TestTroubleThatLastsIsTheLogsLastWord(t *testing.T) {
+	var log bytes.Buffer
+	now := replica.Time(time.Hour)
+	ls := &links{ctx: t.Context(), s: &Server{opt: Options{
+		Logger: slog.New(slog.NewTextHandler(&log, nil)), Clock: func() replica.Time { return now }}}}
+	p := &peerLink{id: mustID("b")}
+	dial := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+	p.troubled(ls, dial)
+	p.troubled(ls, errors.New("a handshake that ends"))
+	for range 120 {
+		now = now.Add(time.Second)
+		p.troubled(ls, dial)
+	}
+	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+	if len(lines) != 3 || !strings.Contains(lines[2], "not reached") {
+		t.Errorf("got %q, want the trouble that lasts at the end", lines)
+	}
+
+	// A link that holds ends it all: the next time is news.
+	l := &link{links: ls, peer: p, up: now, conn: nil}
+	l.holds(now.Add(flapLife))
+	log.Reset()
+	if p.troubled(ls, dial); !strings.Contains(log.String(), "not reached") {
+		t.Error("a server that is gone, after a link that held, was not told")
+	}
+}
+
+// Lines of several kinds that waited came out in any order.
+func TestLateLinesComeInTheirOrder(t *testing.T) {
+	for range 20 {
+		var q quiet
+		var got []int
+		for range quietBurst {
+			for k := range 8 {
+				q.say(1, fmt.Sprint(k), func(int) {})
+			}
+		}
+		for k := range 8 {
+			q.say(replica.Time(2+k), fmt.Sprint((k*5)%8), func(int) { got = append(got, k) })
+		}
+		callAll(q.due(replica.Time(2*time.Minute), false))
+		if want := []int{0, 1, 2, 3, 4, 5, 6, 7}; !slices.Equal(got, want) {
+			t.Fatalf("got %v, want %v", got, want)
+		}
+	}
+	if a, b := kindOf(noSpace, nil), kindOf(spaceAgain, nil); a != b {
+		t.Errorf("%q and %q are two kinds, and the last word may be the older one", a, b)
+	}
+}

@@ -44,7 +44,7 @@ func (v *Volume) store(s *replica.Store) {
 	switch {
 	case err == nil:
 	case errors.Is(err, journal.ErrNoSpace):
-		v.note(&replica.Note{Text: "no space for the journal; writes wait until there is", Args: []any{"err", err}, Warn: true})
+		v.note(&replica.Note{Text: noSpace, Args: []any{"err", err}, Warn: true})
 		v.full.Store(true)
 		v.postpone(s)
 	default:
@@ -149,7 +149,7 @@ func (v *Volume) retry() {
 		if len(v.waiting.list) == 0 {
 			v.waiting = backlog{}
 			v.full.Store(false)
-			v.note(&replica.Note{Text: "there is space for the journal again"})
+			v.note(&replica.Note{Text: spaceAgain})
 			v.s.links.restream(v) // what was neither in the ring nor in the journal is now
 		}
 	}

@@ -154,7 +154,7 @@ func (c *conn) logEnd(msg string, err error) {
 	default:
 		level, limit = slog.LevelWarn, &c.server.logLimit
 	}
-	if !limit.allow() {
+	if !c.log.Enabled(context.Background(), level) || !limit.allow() { // what is not written takes no room from what is
 		return
 	}
 	c.log.Log(context.Background(), level, msg, "reason", err, "export", c.info.Name, "requests", c.stats.requests.Load(),

@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"regexp"
@@ -39,6 +40,38 @@ func TestThousandReconnectsAMinuteAreAFewLogLines(t *testing.T) {
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A probe of the port, which is not written at this level, took the room of real clients.
+func TestProbesTakeNoRoomInTheLogFromClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log logLines
+		s := serve(t, nbd.Options{Exports: nbdtest.Exports{"disk": memDisk()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		for range 105 { // one each second, and a line each ten
+			ours, theirs := net.Pipe()
+			go func() { _ = s.ServeConn(context.Background(), theirs) }()
+			if _, err := io.ReadFull(ours, make([]byte, 18)); err != nil { // the greeting
+				t.Fatal(err)
+			}
+			if err := ours.Close(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		ours, theirs := net.Pipe()
+		go func() { _ = s.ServeConn(context.Background(), theirs) }()
+		c := attach(t, ours, false)
+		synctest.Wait()
+		if !strings.Contains(log.String(), "nbd client attached") {
+			t.Errorf("no line tells of the client:\n%s", log.String())
+		}
+		if err := c.Conn.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

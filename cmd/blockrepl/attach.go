@@ -218,7 +218,7 @@ func (a *attachment) dialAny(ctx context.Context, once bool) (*nbdConn, error) {
 		if once {
 			f := &failure{code: exitError, err: err}
 			if refused {
-				f.code, f.next = exitRefused, "attach with another --client and --takeover"
+				f.code, f.next = exitRefused, "attach with another --client and --takeover, after umount and nbd-client -d where the device is still attached"
 			}
 			if errors.Is(err, errHeld) {
 				f.code = exitRefused

@@ -49,8 +49,10 @@ func (a *attachment) nextToken() {
 
 // raiseToken takes a token above the one that a server knows. Only a program that was
 // just started may: by that it is the newest client of its name. One that merely
-// reconnects may have been replaced meanwhile, and what its kernel sends again must not
-// pass the writes of the one that replaced it.
+// reconnects may have been replaced meanwhile, and what its kernel sends again should not
+// pass the writes of the one that replaced it: above a raised token it does not, before the
+// clock is there. With a right clock the one that connects last wins (one name is one
+// client, on one host).
 func (a *attachment) raiseToken(err error) bool {
 	var old *oldTokenError
 	if a.attached || !errors.As(err, &old) || old.newest < a.token || old.newest > tokenRaiseMax {
@@ -71,5 +73,5 @@ const tokenRaiseMax = math.MaxInt64
 // superseded says what an operator can do about a refused token.
 func (a *attachment) superseded() string {
 	return fmt.Sprintf("requests to %s wait. If this client shall go on, stop the others of its name (%s) and run this command again; "+
-		"if that is refused too: with another --client and --takeover", a.device, a.client)
+		"if that is refused too: umount, nbd-client -d %s, then with another --client and --takeover", a.device, a.client, a.device)
 }
