@@ -1,11 +1,15 @@
 package blockrepl
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/blockrepl/blockrepl/blockrepl/replica"
+	"github.com/blockrepl/blockrepl/blockrepl/wire"
+	"github.com/blockrepl/blockrepl/journal/record"
 )
 
 // flaps are the links to another server that broke soon after they were up, as where a
@@ -111,4 +115,52 @@ func (p *peerLink) status(now replica.Time) (trouble string, total uint64) {
 		trouble = p.why.Error()
 	}
 	return trouble, p.flaps.total
+}
+
+// troubled logs why there is no link, once for each kind of trouble, and once more when
+// another kind came between, or links that broke, and that a minute ago.
+func (p *peerLink) troubled(ls *links, err error) {
+	if ls.ctx.Err() != nil {
+		return
+	}
+	kind := "no link to server"
+	var r *wire.RefusedError
+	var dial *net.OpError
+	switch {
+	case errors.As(err, &r):
+		kind = fmt.Sprintf("server does not agree (cause %d)", r.Cause)
+	case errors.As(err, &dial) && dial.Op == "dial":
+		kind = "server not reached" // news when it was: it may be starting, then refuse our certificate
+	}
+	now := ls.s.opt.Clock()
+	p.mu.Lock()
+	if p.flaps.going && now.Sub(p.flaps.last) >= flapEvery {
+		p.flaps.over() // not even that any more
+		p.told, p.said = nil, ""
+	}
+	at, told := p.told[kind]
+	news := !told || p.said != kind && now.Sub(at) >= flapEvery
+	if p.told == nil {
+		p.told = map[string]replica.Time{}
+	}
+	if news {
+		p.told[kind], p.said = now, kind
+	}
+	p.why = err
+	p.mu.Unlock()
+	if news {
+		ls.s.opt.Logger.Warn(kind, "peer", p.id.String(), "err", err)
+	} else {
+		ls.s.opt.Logger.Debug(kind, "peer", p.id.String(), "err", err)
+	}
+}
+
+// status says for status what keeps links to a server from coming up or from holding, ""
+// while one holds or where the other server makes them, and how many have broken soon
+// after they were up.
+func (ls *links) status(id record.ServerID) (trouble string, flaps uint64) {
+	if p := ls.peers[id]; p != nil {
+		return p.status(ls.s.opt.Clock())
+	}
+	return "", 0
 }
