@@ -161,9 +161,8 @@ func (n *node) applyBatch(from, to record.Seq) {
 			return
 		}
 		n.image.apply(rec, -1)
-		n.image.sum = rec.Sum
+		n.image.seq, n.image.sum = q, rec.Sum
 	}
-	n.image.seq = to
 }
 
 func (n *node) applyEnd(gen uint64) {
