@@ -15,7 +15,7 @@ CHAOSTIME   ?= 2m
 TESTFLAGS   ?=
 TESTPACKAGES ?= 2
 # One test binary may take this long; all together stay below 15 minutes on two cores.
-TESTTIME    ?= 12m
+TESTTIME    ?= 24m
 
 .PHONY: all build run test ci deps fmt vet lint cross race e2e bench fuzz allocs mutants schedules clean
 
